@@ -1,0 +1,24 @@
+//! Sekisho's decision point: identities, the sharing matrix, facts, and the only code that says
+//! yes or no.
+//!
+//! ```text
+//!  SAN URI ──► identity ─┐
+//!  method + path ──► operations ─┤
+//!  feed lines ──► feed ──► facts ─┼──► decide ──► Allow(Grant) ──► permit (sealed for the hub)
+//!  sharing-matrix.toml ──► matrix ┘          └──► Deny(Denial with every reason)
+//! ```
+//!
+//! Invariants:
+//! - nothing here does I/O, reads a clock or spawns a task: time and bytes come in as arguments;
+//! - what is not written in the data files is denied;
+//! - this crate holds the only parser of identities and SAN URIs in the workspace.
+
+pub mod identity;
+pub mod document;
+pub mod operations;
+pub mod matrix;
+pub mod feed;
+pub mod facts;
+pub mod reason;
+pub mod decide;
+pub mod permit;
