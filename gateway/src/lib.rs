@@ -1,1 +1,40 @@
-//! placeholder
+//! The gateway: the enforcement point between the open internet and the hub.
+//!
+//! The files stand in the order in which one request passes through them:
+//!
+//! ```text
+//!  config ─► listener ─► tls ─► client_cert ─► downstream ─► framing ─► session
+//!            sockets,    TLS    certificate    the stream    refuse     staff token
+//!            limits      1.3    → Verified-    pingora       ambiguous  → VerifiedStaff
+//!                        only     Client       reads         HTTP
+//!                                                                          │
+//!  admin ◄─ facts_feed ─────────► access ◄─────────────────────────────────┘
+//!  ready,   signed facts          decide → Permit | Denied
+//!  metrics  → Facts                  │
+//!                                    ├─► audit     decision record, on disk before the first byte
+//!                                    └─► upstream  takes &Permit: cannot be reached without one
+//!
+//!  proxy    the pingora phases that call the above, in call order
+//! ```
+//!
+//! Invariants:
+//! - no request reaches the hub without a [`access::Permit`], and only [`access`] makes one;
+//! - an office principal is a certificate *and* a staff token;
+//! - revocation is looked at on every request, full handshake and resumption alike;
+//! - what the gateway does not know is denied.
+
+pub mod config;
+pub mod listener;
+pub mod tls;
+pub mod client_cert;
+pub mod downstream;
+pub mod framing;
+pub mod session;
+pub mod access;
+pub mod audit;
+pub mod upstream;
+pub mod proxy;
+pub mod facts_feed;
+pub mod admin;
+pub mod metrics;
+pub mod run;

@@ -1,0 +1,229 @@
+//! (verified client, request, facts) → [`Permit`] or [`Denied`]: the one place where a request is
+//! let through.
+//!
+//! Invariants: a [`Permit`] has private fields, one constructor ([`Access::authorize`]) and no
+//! `Clone`; everything in it comes from verified values; a denial names every missing thing.
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use policies::decide::{Decision, Query, decide};
+use policies::identity::{Identity, Staff};
+use policies::matrix::Matrix;
+use policies::operations::{Action, Operation, Operations};
+use policies::permit::{LIFETIME_MS, PermitClaims, PermitKey};
+use policies::reason::{Reason, ReasonSet};
+
+use crate::client_cert::{VerifiedClient, now};
+use crate::facts_feed::{LiveFacts, now_ms};
+use crate::session::StaffTokens;
+
+/// Leave to pass one request to the hub.
+#[derive(Debug)]
+pub struct Permit {
+    claims: PermitClaims,
+    generation: u64,
+    operation: Operation,
+}
+
+impl Permit {
+    /// What the hub is told.
+    pub fn claims(&self) -> &PermitClaims {
+        &self.claims
+    }
+
+    /// The generation of the facts that the permit was decided from.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// A refused request: every reason, and what is known for the record.
+#[derive(Debug)]
+pub struct Denied {
+    /// Every reason, in gate order.
+    pub reasons: ReasonSet,
+    /// The operation, where method and path matched one.
+    pub operation: Option<Operation>,
+    /// The member of staff, where the token verified.
+    pub staff: Option<Staff>,
+}
+
+impl Denied {
+    /// A denial for one reason, before any operation is known.
+    pub fn because(reason: Reason) -> Self {
+        Self { reasons: reason.into(), operation: None, staff: None }
+    }
+}
+
+/// One request, as far as access is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'r> {
+    /// The method.
+    pub method: &'r str,
+    /// Path without query.
+    pub path: &'r str,
+    /// Path and query.
+    pub target: &'r str,
+    /// The headers; only the staff token is read from them.
+    pub headers: &'r HeaderMap,
+    /// The request id.
+    pub request_id: &'r str,
+}
+
+/// Decides requests from the facts in memory.
+pub struct Access {
+    matrix: Matrix,
+    operations: Operations,
+    facts: Arc<LiveFacts>,
+    tokens: StaffTokens,
+    permit_key: PermitKey,
+}
+
+impl Access {
+    /// Puts the decision point together.
+    pub fn new(
+        matrix: Matrix,
+        operations: Operations,
+        facts: Arc<LiveFacts>,
+        permit_key: PermitKey,
+    ) -> Self {
+        Self { matrix, operations, facts, tokens: StaffTokens::default(), permit_key }
+    }
+
+    /// The hash of the policy in force.
+    pub fn policy_version(&self) -> &str {
+        self.matrix.version()
+    }
+
+    /// The sequences of the facts in force: cert-authority's and hub's.
+    pub fn facts_seq(&self) -> (u64, u64) {
+        let facts = self.facts.current();
+        (facts.seq(policies::feed::Source::Ca), facts.seq(policies::feed::Source::Hub))
+    }
+
+    /// Decides one request.
+    ///
+    /// # Errors
+    /// [`Denied`] with every reason.
+    pub fn authorize(&self, client: &VerifiedClient, asked: Asked<'_>) -> Result<Permit, Denied> {
+        let generation = self.facts.generation();
+        let facts = self.facts.current();
+        let operation = self
+            .operations
+            .resolve(asked.method, asked.path)
+            .ok_or_else(|| Denied::because(Reason::NoSuchOperation))?;
+        let (staff, mut reasons) = self.staff(client, &operation, asked.headers, &facts);
+        let query = Query {
+            principal: client.identity(),
+            serial: client.serial(),
+            not_after: client.not_after(),
+            staff: staff.as_ref(),
+            operation: &operation,
+            now: now(),
+            feeds: self.facts.feed_state(),
+        };
+        match decide(&self.matrix, &facts, &query) {
+            Decision::Allow(grant) if reasons.is_empty() => {
+                let mut claims = self.claims(client, asked, &operation, staff);
+                claims.facts_ca_seq = facts.seq(policies::feed::Source::Ca);
+                claims.facts_hub_seq = facts.seq(policies::feed::Source::Hub);
+                claims.set_grant(&grant);
+                Ok(Permit { claims, generation, operation })
+            }
+            Decision::Allow(_) => Err(Denied { reasons, operation: Some(operation), staff }),
+            Decision::Deny(denial) => {
+                // A token that does not count says more than that there is none.
+                let told = !reasons.is_empty();
+                let rest = denial.reasons;
+                let rest = if told { rest.without(Reason::StaffTokenMissing) } else { rest };
+                reasons = reasons.union(rest);
+                Err(Denied { reasons, operation: Some(operation), staff })
+            }
+        }
+    }
+
+    /// Decides again from the facts of now, if they moved since `permit` was made. Called before
+    /// the first byte of the response leaves.
+    ///
+    /// # Errors
+    /// The reasons that closed in between.
+    pub fn still_allowed(&self, client: &VerifiedClient, permit: &Permit) -> Result<(), ReasonSet> {
+        if self.facts.generation() == permit.generation {
+            return Ok(());
+        }
+        let facts = self.facts.current();
+        let staff = permit.claims.staff.as_ref();
+        if staff.is_some_and(|staff| facts.session_ended(&staff.session))
+            && permit.operation.action != Action::Logout
+        {
+            return Err(Reason::StaffSessionEnded.into());
+        }
+        let query = Query {
+            principal: client.identity(),
+            serial: client.serial(),
+            not_after: client.not_after(),
+            staff,
+            operation: &permit.operation,
+            now: now(),
+            feeds: self.facts.feed_state(),
+        };
+        match decide(&self.matrix, &facts, &query) {
+            Decision::Allow(_) => Ok(()),
+            Decision::Deny(denial) => Err(denial.reasons),
+        }
+    }
+
+    /// The header value that carries `permit` to the hub.
+    ///
+    /// # Errors
+    /// If the claims cannot be written; the request is then refused.
+    pub fn seal(&self, permit: &Permit) -> Result<String, policies::permit::Error> {
+        self.permit_key.seal(&permit.claims)
+    }
+
+    /// An office needs a staff token for everything but logging in. A token that does not count is
+    /// a reason of its own, and the rest of the decision is made as if there were none.
+    fn staff(
+        &self,
+        client: &VerifiedClient,
+        operation: &Operation,
+        headers: &HeaderMap,
+        facts: &policies::facts::Facts,
+    ) -> (Option<Staff>, ReasonSet) {
+        let is_office = matches!(client.identity(), Identity::Office { .. });
+        if !is_office || operation.action == Action::Login {
+            return (None, ReasonSet::EMPTY);
+        }
+        match self.tokens.verify(headers, client, facts, now()) {
+            Ok(verified) => (Some(verified.staff().clone()), ReasonSet::EMPTY),
+            Err(reason) => (None, reason.into()),
+        }
+    }
+
+    fn claims(
+        &self,
+        client: &VerifiedClient,
+        asked: Asked<'_>,
+        operation: &Operation,
+        staff: Option<Staff>,
+    ) -> PermitClaims {
+        PermitClaims {
+            method: asked.method.to_owned(),
+            target: asked.target.to_owned(),
+            operation: operation.id.to_string(),
+            principal: client.identity().clone(),
+            serial: client.serial(),
+            certificate_sha256: client.sha256().to_owned(),
+            staff,
+            insured: operation.insured,
+            insurer: operation.insurer,
+            grants: Vec::new(),
+            needs: policies::decide::Needs::NONE,
+            request_id: asked.request_id.to_owned(),
+            facts_ca_seq: 0,
+            facts_hub_seq: 0,
+            expires_ms: now_ms() + LIFETIME_MS,
+        }
+    }
+}

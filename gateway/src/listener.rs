@@ -1,0 +1,176 @@
+//! The public socket: accepts, admits, shakes hands, and hands the stream to pingora.
+//!
+//! Belongs here later: PROXY protocol, limits per address, slow-client deadlines.
+//!
+//! Invariants: no more connections and handshakes at once than the limits say; a handshake ends
+//! within its deadline; every failed handshake is recorded with its reason in words.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pingora_core::apps::ServerApp;
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use rustls::HandshakeKind;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::task::TaskTracker;
+
+use crate::audit::Recorder;
+use crate::client_cert::{LeafRules, Refused, VerifiedClient, take_refused};
+use crate::config::Limits;
+use crate::downstream::{Connection, DownstreamStream, LiveConnections};
+use crate::facts_feed::LiveFacts;
+use crate::metrics::Metrics;
+use crate::proxy::Gateway;
+use crate::tls;
+
+/// Everything that a new connection needs.
+pub struct Listener {
+    /// Terminates TLS.
+    pub acceptor: TlsAcceptor,
+    /// What every leaf certificate must say.
+    pub rules: LeafRules,
+    /// Where revocation and suspension are looked up.
+    pub facts: Arc<LiveFacts>,
+    /// Where connections are listed.
+    pub live: Arc<LiveConnections>,
+    /// Where failed handshakes are recorded.
+    pub recorder: Arc<Recorder>,
+    /// Where they are counted.
+    pub metrics: Arc<Metrics>,
+    /// The proxy behind.
+    pub proxy: Arc<HttpProxy<Gateway>>,
+    /// Limits.
+    pub limits: Limits,
+    /// Turns `true` when the gateway drains.
+    pub shutdown: ShutdownWatch,
+    /// Counts the connections that are still served.
+    pub tasks: TaskTracker,
+}
+
+/// How a handshake failed.
+enum Failure {
+    Timeout,
+    Certificate(Refused),
+    Tls(io::Error),
+}
+
+impl Listener {
+    /// Accepts until the gateway drains.
+    pub async fn run(self: Arc<Self>, socket: TcpListener) {
+        let connections = Arc::new(Semaphore::new(self.limits.connections_max));
+        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes_in_flight_max));
+        let mut shutdown = self.shutdown.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.accept() => accepted,
+                _ = shutdown.wait_for(|draining| *draining) => return,
+            };
+            let (tcp, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Most often out of file descriptors: give the open connections time to end.
+                    tracing::warn!(%error, "cannot accept");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            let slots =
+                (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
+            let (Ok(connection_slot), Ok(handshake_slot)) = slots else {
+                self.metrics.handshakes.with_label_values(&["over_limit"]).inc();
+                continue;
+            };
+            let listener = self.clone();
+            self.tasks.spawn(async move {
+                listener.serve(tcp, address, handshake_slot).await;
+                drop(connection_slot);
+            });
+        }
+    }
+
+    async fn serve(&self, tcp: TcpStream, address: SocketAddr, slot: OwnedSemaphorePermit) {
+        // Small responses must not wait for the peer's acknowledgement of the last one.
+        let _ = tcp.set_nodelay(true);
+        let stream = match self.handshake(tcp, address).await {
+            Ok(stream) => stream,
+            Err(failure) => return self.record(address, &failure),
+        };
+        drop(slot);
+        // What pingora hands back has no further use: its loop served every request.
+        let _ = self.proxy.process_new(Box::new(stream), &self.shutdown).await;
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+    ) -> Result<DownstreamStream, Failure> {
+        let tls = timeout(self.limits.handshake_timeout, self.accept(tcp))
+            .await
+            .map_err(|_| Failure::Timeout)??;
+        let connection = self.admit(&tls, address)?;
+        DownstreamStream::new(tls, connection).map_err(Failure::Tls)
+    }
+
+    async fn accept(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
+        let mut accept = Box::pin(self.acceptor.accept(tcp));
+        let mut refused = None;
+        let accepted = poll_fn(|context| {
+            let polled = accept.as_mut().poll(context);
+            // The verifier runs inside this poll, on this thread, and nowhere else.
+            refused = take_refused().or(refused.take());
+            polled
+        })
+        .await;
+        accepted.map_err(|error| match refused {
+            Some(refused) => Failure::Certificate(refused),
+            None => Failure::Tls(error),
+        })
+    }
+
+    /// After the handshake, full or resumed: who is it, and may they still come in?
+    fn admit(
+        &self,
+        tls: &TlsStream<TcpStream>,
+        address: SocketAddr,
+    ) -> Result<Arc<Connection>, Failure> {
+        let (_, session) = tls.get_ref();
+        let client =
+            VerifiedClient::from_handshake(&self.rules, &self.facts, session.peer_certificates())
+                .map_err(Failure::Certificate)?;
+        let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
+        let kind = if resumed { "resumed" } else { "full" };
+        self.metrics.handshakes.with_label_values(&[kind]).inc();
+        let connection = self.live.enter(client, address, resumed);
+        // A revocation that came between the check and the listing finds the connection here.
+        if !self.facts.may_stay(connection.client()) {
+            self.live.cut_where(|client| !self.facts.may_stay(client));
+        }
+        Ok(connection)
+    }
+
+    fn record(&self, address: SocketAddr, failure: &Failure) {
+        let (reason, detail, refused) = match failure {
+            Failure::Timeout => {
+                let limit = self.limits.handshake_timeout.as_millis();
+                ("timeout", format!("handshake not done within {limit} ms"), None)
+            }
+            Failure::Certificate(refused) => {
+                (refused.reason.code(), refused.reason.to_string(), Some(refused))
+            }
+            Failure::Tls(error) => {
+                let (reason, detail) = tls::failure(error);
+                (reason, detail, None)
+            }
+        };
+        self.metrics.handshakes.with_label_values(&[reason]).inc();
+        self.recorder.handshake_failed(address, reason, &detail, refused);
+    }
+}

@@ -1,0 +1,359 @@
+//! The pingora phases of one request, in call order; each is a call or two into the files above.
+//!
+//! ```text
+//!  request_filter            framing, access, audit   → Permit, or the refusal is answered here
+//!  request_body_filter       body limit
+//!  upstream_peer             upstream::peer(&Permit)
+//!  upstream_request_filter   upstream::prepare(&Permit): identity headers out, ours in
+//!  response_filter           decide again if facts moved; the record is on disk
+//!  fail_to_proxy             one clear error
+//!  logging                   completion record, metrics
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::Method;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, Session};
+use policies::reason::{ErrorBody, Reason, ReasonSet};
+
+use crate::access::{Access, Asked, Denied, Permit};
+use crate::audit::{Recorded, Recorder};
+use crate::config::Limits;
+use crate::downstream::{Connection, connection_of};
+use crate::framing;
+use crate::metrics::Metrics;
+use crate::upstream::Hub;
+
+/// The gateway as pingora sees it.
+pub struct Gateway {
+    access: Access,
+    recorder: Arc<Recorder>,
+    hub: Hub,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+}
+
+/// What is known of one request while it passes.
+pub struct RequestContext {
+    started: Instant,
+    request_id: String,
+    connection: Option<Arc<Connection>>,
+    permit: Option<Permit>,
+    recorded: Option<Recorded>,
+    refused: ReasonSet,
+    status: Option<u16>,
+    body_bytes: u64,
+}
+
+impl Gateway {
+    /// Puts the parts together.
+    pub fn new(
+        access: Access,
+        recorder: Arc<Recorder>,
+        hub: Hub,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { access, recorder, hub, limits, metrics }
+    }
+
+    /// Framing, then access, then the decision record: a permit that was not recorded is none.
+    fn admit(
+        &self,
+        session: &Session,
+        connection: &Connection,
+        request_id: &str,
+    ) -> Result<(Permit, Recorded), Denied> {
+        let request = session.req_header();
+        let target = self.check_framing(session, request)?;
+        let asked = Asked {
+            method: request.method.as_str(),
+            path: request.uri.path(),
+            target,
+            headers: &request.headers,
+            request_id,
+        };
+        let permit = self.access.authorize(connection.client(), asked)?;
+        let document = request.uri.path().split('/').nth(6);
+        match self.recorder.allowed(connection, &permit, document) {
+            Ok(recorded) => Ok((permit, recorded)),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(error, "decision could not be recorded, request refused");
+                Err(Denied::because(Reason::AuditUnavailable))
+            }
+        }
+    }
+
+    fn check_framing<'r>(
+        &self,
+        session: &Session,
+        request: &'r RequestHeader,
+    ) -> Result<&'r str, Denied> {
+        let head = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        head.map_or(Ok(()), |head| framing::check_http1_head(&head))
+            .and_then(|()| framing::check_request(request, &self.limits))
+            .map_err(|ambiguous| {
+                tracing::info!(reason = %ambiguous, "request refused as ambiguous");
+                Denied::because(Reason::BadRequest)
+            })
+    }
+
+    async fn refuse(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+        connection: &Connection,
+        denied: &Denied,
+    ) -> Result<()> {
+        let seq = self.access.facts_seq();
+        self.recorder.denied(connection, &context.request_id, denied, seq);
+        context.refused = denied.reasons;
+        if denied.reasons.contains(Reason::BadRequest) {
+            // Where one request ends is not certain: the connection carries no further one.
+            session.set_keepalive(None);
+        }
+        let status = primary(denied.reasons).status();
+        context.status = Some(status);
+        respond(session, status, denied.reasons, &context.request_id).await
+    }
+
+    /// Right before the first byte of the response: nothing stale and nothing unrecorded leaves.
+    async fn release(
+        &self,
+        context: &mut RequestContext,
+        is_read: bool,
+    ) -> std::result::Result<(), ReasonSet> {
+        if let (true, Some(permit), Some(connection)) =
+            (is_read, &context.permit, &context.connection)
+        {
+            self.access.still_allowed(connection.client(), permit)?;
+        }
+        match context.recorded.take() {
+            Some(recorded) => recorded.on_disk().await.map_err(|_| Reason::AuditUnavailable.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext {
+            started: Instant::now(),
+            request_id: new_request_id(),
+            connection: None,
+            permit: None,
+            recorded: None,
+            refused: ReasonSet::EMPTY,
+            status: None,
+            body_bytes: 0,
+        }
+    }
+
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<bool> {
+        let connection = connection_of(session.digest()).ok_or_else(|| {
+            Error::explain(ErrorType::InternalError, "session without a verified connection")
+        })?;
+        session.set_read_timeout(Some(self.limits.request_read_timeout));
+        context.connection = Some(connection.clone());
+        match self.admit(session, &connection, &context.request_id) {
+            Ok((permit, recorded)) => {
+                context.permit = Some(permit);
+                context.recorded = Some(recorded);
+                Ok(false)
+            }
+            Err(denied) => {
+                self.refuse(session, context, &connection, &denied).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        context.body_bytes += body.as_ref().map_or(0, Bytes::len) as u64;
+        if context.body_bytes > self.limits.request_body_bytes_max {
+            context.refused = Reason::BadRequest.into();
+            return Err(Error::explain(ErrorType::HTTPStatus(413), "request body is too long"));
+        }
+        Ok(())
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        context: &mut RequestContext,
+    ) -> Result<Box<HttpPeer>> {
+        self.hub.peer(permit(context)?)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        let permit = permit(context)?;
+        let sealed = self.access.seal(permit).map_err(|error| {
+            Error::because(ErrorType::InternalError, "while sealing a permit", error)
+        })?;
+        self.hub.prepare(permit, &sealed, request)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut RequestContext,
+    ) -> Result<()> {
+        let is_read = session.req_header().method == Method::GET;
+        if let Err(reasons) = self.release(context, is_read).await {
+            context.refused = reasons;
+            let status = ErrorType::HTTPStatus(primary(reasons).status());
+            return Err(Error::explain(status, "permit no longer holds"));
+        }
+        response.remove_header(&http::header::SERVER);
+        response.insert_header("sekisho-request-id", &context.request_id)?;
+        response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+        Ok(())
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        context: &mut RequestContext,
+    ) -> FailToProxy {
+        let downstream_gone = *error.esource() == ErrorSource::Downstream;
+        let status = if let ErrorType::HTTPStatus(status) = error.etype() {
+            *status
+        } else if downstream_gone {
+            0
+        } else {
+            Reason::UpstreamUnavailable.status()
+        };
+        if context.refused.is_empty() && status != 0 {
+            context.refused = Reason::UpstreamUnavailable.into();
+        }
+        context.status = Some(status);
+        if status != 0 && session.response_written().is_none() {
+            session.set_keepalive(None);
+            // The client may be gone; the completion record says how it ended.
+            let _ = respond(session, status, context.refused, &context.request_id).await;
+        }
+        FailToProxy { error_code: status, can_reuse_downstream: false }
+    }
+
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        context: &mut RequestContext,
+    ) {
+        let elapsed = context.started.elapsed();
+        let written = session.response_written().map(|response| response.status.as_u16());
+        let status = written.or(context.status).unwrap_or(0);
+        let outcome = match (error, context.refused.is_empty()) {
+            (Some(_), _) => "failed",
+            (None, true) => "complete",
+            (None, false) => "refused",
+        };
+        let bytes = session.body_bytes_sent() as u64;
+        let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.recorder.completed(&context.request_id, status, bytes, duration_us, outcome);
+        let (decision, reason) = if context.refused.is_empty() {
+            ("allow", "none")
+        } else {
+            ("deny", primary(context.refused).as_str())
+        };
+        self.metrics.requests.with_label_values(&[decision, reason]).inc();
+        self.metrics.request_seconds.with_label_values(&[decision]).observe(elapsed.as_secs_f64());
+    }
+
+    /// Paths hold insured numbers, so pingora's own log lines get no request summary.
+    fn request_summary(&self, _session: &Session, context: &RequestContext) -> String {
+        format!("request {}", context.request_id)
+    }
+
+    fn suppress_error_log(
+        &self,
+        _session: &Session,
+        _context: &RequestContext,
+        _error: &Error,
+    ) -> bool {
+        true
+    }
+}
+
+fn permit(context: &RequestContext) -> Result<&Permit> {
+    context
+        .permit
+        .as_ref()
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "request without a permit"))
+}
+
+fn primary(reasons: ReasonSet) -> Reason {
+    reasons.iter().next().unwrap_or(Reason::UpstreamUnavailable)
+}
+
+async fn respond(
+    session: &mut Session,
+    status: u16,
+    reasons: ReasonSet,
+    request_id: &str,
+) -> Result<()> {
+    let body = Bytes::from(ErrorBody::new(reasons, request_id).to_json());
+    let mut response = ResponseHeader::build(status, Some(5))?;
+    response.insert_header(http::header::CONTENT_TYPE, "application/json; charset=utf-8")?;
+    response.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+    response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+    response.insert_header("sekisho-request-id", request_id)?;
+    if status == 401 {
+        response.insert_header(http::header::WWW_AUTHENTICATE, "Bearer")?;
+    }
+    let is_head = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(response), is_head).await?;
+    if is_head {
+        return Ok(());
+    }
+    session.write_response_body(Some(body), true).await
+}
+
+/// 24 hex digits: Unix milliseconds, so that ids sort by time, then 52 random bits.
+fn new_request_id() -> String {
+    let mut random = [0; 8];
+    // Without randomness the id is only less unique; the milliseconds still tell requests apart.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let random = u64::from_be_bytes(random) & 0xF_FFFF_FFFF_FFFF;
+    format!("{:011x}{random:013x}", crate::facts_feed::now_ms())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_of_one_length_and_do_not_repeat() {
+        let ids: std::collections::HashSet<String> = (0..1000).map(|_| new_request_id()).collect();
+        assert_eq!(ids.len(), 1000);
+        assert!(ids.iter().all(|id| id.len() == 24));
+    }
+}

@@ -1,0 +1,211 @@
+//! Start and end of the gateway: policy before facts, facts before listening, drain before exit.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use audit_log::{AuditLog, Options};
+use pingora_core::apps::{HttpServerApp, HttpServerOptions};
+use pingora_core::protocols::http::v2::server::default_h2_options;
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::{HttpProxy, http_proxy};
+use policies::feed::Source;
+use policies::matrix::Matrix;
+use policies::operations::Operations;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::admin::{self, Admin};
+use crate::audit::Recorder;
+use crate::client_cert::LeafRules;
+use crate::config::{Config, Limits};
+use crate::downstream::LiveConnections;
+use crate::facts_feed::{FeedTask, LiveFacts};
+use crate::listener::Listener;
+use crate::metrics::Metrics;
+use crate::proxy::Gateway;
+use crate::upstream::Hub;
+
+/// Segments of the audit log are closed at this size.
+const AUDIT_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Runs the gateway until it is told to stop. With `supervised`, the end of standard input (the
+/// supervisor's pipe) is such a word too.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn run(config: Config, supervised: bool) -> Result<()> {
+    let metrics = Arc::new(Metrics::new()?);
+    let facts = Arc::new(LiveFacts::default());
+    let live = LiveConnections::new(metrics.clone());
+    let tls = crate::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
+    let matrix = Matrix::builtin(config.profile).context("sharing matrix")?;
+    let operations = Operations::builtin().context("operations table")?;
+    let log = open_log(&config)?;
+    let recorder = Arc::new(Recorder::new(log, &config.pseudonym_key, matrix.version().to_owned()));
+    let socket = bind("listen", config.listen).await?;
+    let admin_socket = bind("admin_listen", config.admin_listen).await?;
+    let addresses = (socket.local_addr()?, admin_socket.local_addr()?);
+    let (stop, shutdown) = watch::channel(false);
+    let admin = Arc::new(Admin {
+        facts: facts.clone(),
+        recorder: recorder.clone(),
+        metrics: metrics.clone(),
+        shutdown: shutdown.clone(),
+    });
+    let admin_task = tokio::spawn(admin::serve(admin_socket, admin));
+    spawn_feeds(&config, &facts, &live);
+    let mut ended = Box::pin(end(supervised));
+    tokio::select! {
+        () = first_snapshots(&facts) => {}
+        () = &mut ended => return Ok(()),
+    }
+    let access = Access::new(matrix, operations, facts.clone(), config.permit_key);
+    let hub = Hub::new(&config.hub_socket);
+    let gateway =
+        Gateway::new(access, recorder.clone(), hub, config.limits.clone(), metrics.clone());
+    let proxy = Arc::new(proxy(gateway, &config.limits));
+    let tasks = TaskTracker::new();
+    let listener = Arc::new(Listener {
+        acceptor: TlsAcceptor::from(tls),
+        rules: LeafRules::new(&config.id_domain, &config.policy_arc).map_err(anyhow::Error::msg)?,
+        facts,
+        live: live.clone(),
+        recorder: recorder.clone(),
+        metrics,
+        proxy: proxy.clone(),
+        limits: config.limits.clone(),
+        shutdown,
+        tasks: tasks.clone(),
+    });
+    let accepting = tokio::spawn(listener.run(socket));
+    recorder.started();
+    write_ready_file(&config.ready_file, addresses)?;
+    tracing::info!(public = %addresses.0, admin = %addresses.1, "ready");
+    ended.await;
+    tracing::info!("draining");
+    // A ready file that is gone already is as good.
+    let _ = std::fs::remove_file(&config.ready_file);
+    let _ = stop.send(true);
+    drain(&proxy, &live, tasks, config.limits.drain_timeout).await;
+    let _ = tokio::join!(accepting, admin_task);
+    recorder.stopped();
+    Ok(())
+}
+
+fn open_log(config: &Config) -> Result<AuditLog> {
+    let options = Options {
+        durability: config.durability,
+        segment_bytes_max: AUDIT_SEGMENT_BYTES_MAX,
+        source: "gateway".to_owned(),
+    };
+    AuditLog::open(&config.audit_dir, options)
+        .with_context(|| format!("audit log `{}`", config.audit_dir.display()))
+}
+
+async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} (key `{key}`): free the port or choose another address")
+    })
+}
+
+fn spawn_feeds(config: &Config, facts: &Arc<LiveFacts>, live: &Arc<LiveConnections>) {
+    for (source, feed) in [(Source::Ca, &config.feed_ca), (Source::Hub, &config.feed_hub)] {
+        let task = FeedTask {
+            source,
+            feed: feed.clone(),
+            gateway_id: config.id.clone(),
+            facts: facts.clone(),
+            live: live.clone(),
+        };
+        tokio::spawn(task.run());
+    }
+}
+
+/// Until both feeds have delivered a snapshot there is nothing to decide from.
+async fn first_snapshots(facts: &LiveFacts) {
+    loop {
+        let state = facts.feed_state();
+        if state.ca_age_ms.is_some() && state.hub_age_ms.is_some() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn proxy(gateway: Gateway, limits: &Limits) -> HttpProxy<Gateway> {
+    let conf = ServerConf {
+        threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        upstream_keepalive_pool_size: 256,
+        max_retries: 2,
+        ..ServerConf::default()
+    };
+    let mut proxy = http_proxy(&Arc::new(conf), gateway);
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(limits.h2_idle_timeout);
+    proxy.server_options = Some(options);
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(limits.h2_streams_max);
+    h2.max_header_list_size(u32::try_from(limits.request_header_bytes_max).unwrap_or(u32::MAX));
+    proxy.h2_options = Some(h2);
+    proxy
+}
+
+/// Returns when the operator, the supervisor or the terminal says so.
+async fn end(supervised: bool) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = supervisor_gone(supervised) => tracing::warn!("the supervisor is gone"),
+    }
+}
+
+async fn supervisor_gone(supervised: bool) {
+    if !supervised {
+        std::future::pending::<()>().await;
+    }
+    let mut stdin = tokio::io::stdin();
+    let mut byte = [0];
+    while stdin.read(&mut byte).await.is_ok_and(|read| read > 0) {}
+}
+
+/// Lets requests in flight end, then cuts what is left.
+async fn drain(
+    proxy: &Arc<HttpProxy<Gateway>>,
+    live: &LiveConnections,
+    tasks: TaskTracker,
+    limit: Duration,
+) {
+    proxy.http_cleanup().await;
+    tasks.close();
+    if tokio::time::timeout(limit, tasks.wait()).await.is_err() {
+        let cut = live.cut_where(|_| true);
+        tracing::warn!(connections = cut, "drain deadline passed, connections cut");
+        let _ = tokio::time::timeout(Duration::from_millis(500), tasks.wait()).await;
+    }
+}
+
+fn write_ready_file(
+    path: &Path,
+    (public, admin): (std::net::SocketAddr, std::net::SocketAddr),
+) -> Result<()> {
+    let body = serde_json::json!({
+        "pid": std::process::id(),
+        "addresses": { "public": public.to_string(), "admin": admin.to_string() },
+    });
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, format!("{body}\n"))
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write ready file `{}`", path.display()))
+}

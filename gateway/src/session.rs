@@ -1,0 +1,164 @@
+//! The staff token: who at the office is asking.
+//!
+//! The hub mints ES256 tokens bound to the terminal's certificate (RFC 8705 §3.1 `cnf.x5t#S256`).
+//! A P-256 check costs more than a whole keep-alive request, so a token that verified is remembered
+//! by its SHA-256 in a bounded cache; expiry, the signing key's state, the session's state and the
+//! binding are looked at on every request.
+//!
+//! Invariants: [`VerifiedStaff`] has one constructor; only tokens whose signature verified are
+//! remembered; a token is never logged.
+
+use aws_lc_rs::digest;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use policies::facts::Facts;
+use policies::identity::{Identity, Job, OfficeNumber, Staff};
+use policies::reason::Reason;
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+
+use crate::client_cert::VerifiedClient;
+
+/// Tokens remembered at once.
+const TOKENS_MAX: usize = 50_000;
+
+/// The longest token that is looked at, in bytes.
+const TOKEN_BYTES_MAX: usize = 4_096;
+
+const ISSUER: &str = "sekisho-hub";
+
+#[derive(Debug, Clone, Deserialize)]
+struct Claims {
+    sub: String,
+    office: OfficeNumber,
+    job: Job,
+    sid: String,
+    exp: u64,
+    cnf: Confirmation,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Confirmation {
+    #[serde(rename = "x5t#S256")]
+    certificate_sha256: String,
+}
+
+/// A token whose signature verified, as it is remembered.
+#[derive(Debug, Clone)]
+struct Token {
+    kid: String,
+    staff: Staff,
+    expires: u64,
+    certificate_sha256: String,
+}
+
+/// A member of staff whose token was verified for this client and this moment.
+#[derive(Debug)]
+pub struct VerifiedStaff(Staff);
+
+impl VerifiedStaff {
+    /// Who it is.
+    pub fn staff(&self) -> &Staff {
+        &self.0
+    }
+}
+
+/// Verifies staff tokens.
+pub struct StaffTokens {
+    verified: Cache<[u8; 32], Token>,
+}
+
+impl Default for StaffTokens {
+    fn default() -> Self {
+        Self { verified: Cache::new(TOKENS_MAX) }
+    }
+}
+
+impl StaffTokens {
+    /// Verifies the request's bearer token for `client` at `now` (Unix seconds).
+    ///
+    /// # Errors
+    /// The one [`Reason`] why the token does not count.
+    pub fn verify(
+        &self,
+        headers: &HeaderMap,
+        client: &VerifiedClient,
+        facts: &Facts,
+        now: u64,
+    ) -> Result<VerifiedStaff, Reason> {
+        let text = bearer(headers)?;
+        let token = self.signed_token(text, facts)?;
+        if facts.staff_key(&token.kid).is_none_or(|key| key.retired) {
+            return Err(Reason::StaffTokenInvalid);
+        }
+        check_binding(&token, client)?;
+        if token.expires <= now {
+            return Err(Reason::StaffTokenExpired);
+        }
+        if facts.session_ended(&token.staff.session) {
+            return Err(Reason::StaffSessionEnded);
+        }
+        Ok(VerifiedStaff(token.staff))
+    }
+
+    fn signed_token(&self, text: &str, facts: &Facts) -> Result<Token, Reason> {
+        let hash = digest::digest(&digest::SHA256, text.as_bytes());
+        let key: [u8; 32] = hash.as_ref().try_into().map_err(|_| Reason::StaffTokenInvalid)?;
+        if let Some(token) = self.verified.get(&key) {
+            return Ok(token);
+        }
+        let token = check_signature(text, facts).ok_or(Reason::StaffTokenInvalid)?;
+        self.verified.insert(key, token.clone());
+        Ok(token)
+    }
+}
+
+/// Exactly one `Authorization: Bearer` header.
+fn bearer(headers: &HeaderMap) -> Result<&str, Reason> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next().ok_or(Reason::StaffTokenMissing)?;
+    let text = value.to_str().map_err(|_| Reason::StaffTokenInvalid)?;
+    let (scheme, token) = text.split_once(' ').ok_or(Reason::StaffTokenInvalid)?;
+    let fits = scheme.eq_ignore_ascii_case("bearer") && token.len() <= TOKEN_BYTES_MAX;
+    if fits && values.next().is_none() { Ok(token) } else { Err(Reason::StaffTokenInvalid) }
+}
+
+fn check_signature(text: &str, facts: &Facts) -> Option<Token> {
+    let header = jsonwebtoken::decode_header(text).ok()?;
+    let kid = header.kid?;
+    let key = facts.staff_key(&kid)?;
+    let key = DecodingKey::from_ec_components(&key.x, &key.y).ok()?;
+    let mut rules = Validation::new(Algorithm::ES256);
+    rules.set_issuer(&[ISSUER]);
+    rules.set_required_spec_claims(&["exp", "iss", "sub"]);
+    rules.validate_aud = false;
+    // Expiry is looked at on every request, of remembered tokens too.
+    rules.validate_exp = false;
+    let claims = jsonwebtoken::decode::<Claims>(text, &key, &rules).ok()?.claims;
+    Some(Token {
+        kid,
+        staff: Staff {
+            id: claims.sub,
+            office: claims.office,
+            job: claims.job,
+            session: claims.sid,
+        },
+        expires: claims.exp,
+        certificate_sha256: claims.cnf.certificate_sha256,
+    })
+}
+
+fn check_binding(token: &Token, client: &VerifiedClient) -> Result<(), Reason> {
+    let same_office = matches!(
+        client.identity(),
+        Identity::Office { number, .. } if *number == token.staff.office
+    );
+    if !same_office {
+        return Err(Reason::StaffTokenInvalid);
+    }
+    if token.certificate_sha256 != client.sha256() {
+        return Err(Reason::StaffTokenOtherTerminal);
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! The gateway as its clients meet it, with feeds and hub driven by the test.
+
+#![allow(missing_docs, unreachable_pub, reason = "a test binary has no readers of its API")]
+
+mod harness;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use harness::{INSURED, OFFICE, Party, Pki, Reply, World, header, now};
+use policies::feed::Fact;
+use rcgen::{ExtendedKeyUsagePurpose, SanType};
+
+const CARD: &str = "/v1/insured/131016/0000000001/documents/insured-card";
+const SURVEY: &str = "/v1/insured/131016/0000000001/documents/certification-survey";
+
+fn bearer(token: &str) -> String {
+    format!("Authorization: Bearer {token}\r\n")
+}
+
+fn code(reply: &Reply) -> &str {
+    reply.body["error"]["code"].as_str().unwrap_or("none")
+}
+
+async fn office(world: &World, serial: u8) -> (Party, String) {
+    let party = world.pki.client(&format!("office/{OFFICE}/terminal/front-1"), serial);
+    let headers = bearer(&world.token(&party, "s1", now() + 600));
+    (party, headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permitted_request_reaches_the_hub_with_our_identity_only() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    let spoofed = format!(
+        "{headers}Sekisho-Principal: municipality/131016/terminal/x\r\nSekisho-Permit: v1.e.e\r\n\
+         X-Forwarded-For: 10.0.0.1\r\nX_Sekisho_Serial: 1\r\nCookie: a=b\r\n"
+    );
+    let reply = client.get(CARD, &spoofed).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let head = reply.body["head"].as_str().unwrap().to_ascii_lowercase();
+    let principal = format!("office/{OFFICE}/terminal/front-1");
+    assert_eq!(header(&head, "sekisho-principal"), Some(principal));
+    for gone in ["x-forwarded-for", "x_sekisho_serial", "cookie", "authorization", "municipality"] {
+        assert!(!head.contains(gone), "{gone} in {head}");
+    }
+    assert_eq!(reply.body["claims"]["staff"]["id"], "staff-1");
+    assert_eq!(reply.body["claims"]["serial"], party.serial);
+    assert!(header(&reply.head, "sekisho-request-id").is_some());
+    let log = world.audit_with(r#""event":"completion""#).await;
+    assert!(log.contains(r#""outcome":"allow""#) && !log.contains("0000000001"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_missing_thing_is_refused_with_its_reason() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    let other = world.pki.client(&format!("office/{OFFICE}/terminal/front-2"), 2);
+    let moved = bearer(&world.token(&other, "s1", now() + 600));
+    let expired = bearer(&world.token(&party, "s1", now() - 1));
+    let forged = headers.replace("Bearer e", "Bearer f");
+    for (path, headers, status, expected) in [
+        (CARD, "", 401, "staff_token_missing"),
+        (CARD, &moved, 401, "staff_token_other_terminal"),
+        (CARD, &expired, 401, "staff_token_expired"),
+        (CARD, &forged, 401, "staff_token_invalid"),
+        (SURVEY, &headers, 403, "consent_required"),
+        ("/v1/insured/131016/0000000002/documents/insured-card", &headers, 403, "not_registered"),
+        (
+            "/v1/insured/131016/0000000001/documents/benefit-claims",
+            &headers,
+            404,
+            "no_such_operation",
+        ),
+        ("/v1/unknown", &headers, 404, "no_such_operation"),
+        ("/v1/insured/131016/0000000001/documents/%69nsured-card", &headers, 400, "bad_request"),
+    ] {
+        let reply = client.get(path, headers).await.unwrap();
+        assert_eq!((reply.status, code(&reply)), (status, expected), "{path}");
+        assert!(reply.body["error"]["message_ja"].as_str().unwrap().ends_with('。'));
+        if expected == "bad_request" {
+            // Where an ambiguous request ends is not certain, so its connection ends.
+            assert!(client.get(CARD, headers).await.is_err());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consent_opens_and_its_withdrawal_closes_on_the_same_connection() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    let consent = |withdrawn| Fact::Consent {
+        id: 1,
+        insured: INSURED.parse().unwrap(),
+        scope: policies::document::DocumentSet::held(),
+        from: 1,
+        until: None,
+        withdrawn,
+    };
+    for (fact, status) in [(consent(None), 200), (consent(Some(now())), 403)] {
+        world.hub.send(fact);
+        let start = Instant::now();
+        while client.get(SURVEY, &headers).await.unwrap().status != status {
+            assert!(start.elapsed() < Duration::from_secs(1), "no {status} within 1 s");
+        }
+    }
+    let reply = client.get(SURVEY, &headers).await.unwrap();
+    assert_eq!(code(&reply), "consent_withdrawn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_certificate_is_refused_new_resumed_and_open() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 7).await;
+    let config = Arc::new(world.client_config(Some(&party)));
+    let mut open = world.connect(config.clone()).await.unwrap();
+    assert_eq!(open.get(CARD, &headers).await.unwrap().status, 200);
+    let mut resumed = world.connect(config.clone()).await.unwrap();
+    assert_eq!(resumed.get(CARD, &headers).await.unwrap().status, 200);
+    assert!(resumed.was_resumed());
+    world.ca.send(Fact::Revoked { serial: party.serial.parse().unwrap(), at: now() });
+    let start = Instant::now();
+    while open.get(CARD, &headers).await.is_ok_and(|reply| reply.status == 200) {
+        assert!(start.elapsed() < Duration::from_secs(1), "still served after 1 s");
+    }
+    assert!(resumed.get(CARD, &headers).await.is_err(), "the idle connection was not cut");
+    for config in [config, Arc::new(world.client_config(Some(&party)))] {
+        let refused = match world.connect(config).await {
+            Ok(mut client) => client.get(CARD, &headers).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    }
+    let log = world.audit_with(r#""reason":"revoked""#).await;
+    assert!(log.contains(&party.serial), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_handshakes_are_recorded_in_words() {
+    let world = World::start().await;
+    let foreign = Pki::new("Foreign CA").client(&format!("office/{OFFICE}/terminal/a"), 3);
+    let uri = format!("https://id.sekisho.example/office/{OFFICE}/terminal/a");
+    let san = SanType::URI(uri.try_into().unwrap());
+    let server = world.pki.leaf(san, ExtendedKeyUsagePurpose::ServerAuth, 4);
+    let operator = world.pki.client("operator/alice", 5);
+    let nobody = world.pki.client("portal/x", 6);
+    for (party, reason) in [
+        (None, "no_certificate"),
+        (Some(&foreign), "unknown_issuer"),
+        (Some(&server), "wrong_purpose"),
+        (Some(&operator), "operator_refused"),
+        (Some(&nobody), "no_identity"),
+    ] {
+        let config = Arc::new(world.client_config(party));
+        if let Ok(mut client) = world.connect(config).await {
+            assert!(client.get(CARD, "").await.is_err(), "{reason}");
+        }
+        world.audit_with(&format!(r#""reason":"{reason}""#)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ambiguous_framing_is_refused() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    for request in [
+        format!(
+            "POST {CARD} HTTP/1.1\r\nHost: a\r\n{headers}Content-Length: 3\r\n\
+             Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        ),
+        format!("GET https://a{CARD} HTTP/1.1\r\nHost: a\r\n{headers}\r\n"),
+    ] {
+        let mut client = world.client(&party).await;
+        let reply = client.raw(&request).await.unwrap();
+        assert_eq!((reply.status, code(&reply)), (400, "bad_request"), "{request}");
+    }
+    // pingora itself refuses two Host headers, before any phase of ours.
+    let mut client = world.client(&party).await;
+    let twice = format!("GET {CARD} HTTP/1.1\r\nHost: a\r\nHost: b\r\n{headers}\r\n");
+    assert_eq!(client.raw(&twice).await.unwrap().status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_office_is_cut_and_refused() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut open = world.client(&party).await;
+    assert_eq!(open.get(CARD, &headers).await.unwrap().status, 200);
+    world.ca.send(Fact::Office {
+        number: OFFICE.parse().unwrap(),
+        service_types: vec!["43".parse().unwrap()],
+        medical: false,
+        suspended: true,
+    });
+    let start = Instant::now();
+    while open.get(CARD, &headers).await.is_ok_and(|reply| reply.status == 200) {
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+    let config = Arc::new(world.client_config(Some(&party)));
+    if let Ok(mut client) = world.connect(config).await
+        && let Ok(reply) = client.get(CARD, &headers).await
+    {
+        assert_eq!(code(&reply), "office_suspended");
+    }
+}
