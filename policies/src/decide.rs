@@ -1,104 +1,496 @@
 //! The decision: (matrix, facts, query) → [`Decision`]. No I/O, no clock, no randomness.
+//!
+//! ```text
+//!  certificate · feeds · office · staff ── base gates ──┐
+//!  matrix cell or party rule ── ways ── needs, job ─────┴─► every way closed → Deny(all reasons)
+//!                                                           one way open     → Allow(Grant)
+//! ```
+//!
+//! A *way* is one rule that could say yes. All base gates are looked at, and of the ways the one that
+//! is nearest to open, so that a denial names everything that is missing. An absent fact is a closed
+//! gate; no way at all is `not_shared`. [`decide`], [`visible`] and [`explain`] are one
+//! implementation: the same ways, looked at by the same gates.
 
-use serde::{Deserialize, Serialize};
+use crate::document::{DocumentKind, DocumentSet};
+use crate::facts::{ConsentState, Facts, Office, RegistrationState};
+use crate::identity::{
+    Identity, InsuredKey, InsurerNumber, Job, OfficeNumber, Serial, ServiceType, Staff, SystemName,
+};
+use crate::matrix::{Matrix, PartyRule, Rule, Standing, Who};
+use crate::operations::{Action, Operation, Subject};
+use crate::reason::{Reason, ReasonSet};
 
-use crate::document::DocumentKind;
+mod explain;
+mod grant;
 
-/// What the hub must find true in its own current rows before it shows or stores anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct Needs(u8);
+pub use explain::{Change, Explanation, Gate, Way, explain};
+pub use grant::{Grant, GrantedKind, Needs};
 
-impl Needs {
-    /// Nothing to look up.
-    pub const NONE: Self = Self(0);
-    /// The person's municipality shares.
-    pub const LIVE: Self = Self(1);
-    /// The office is registered as 担当事業所 for the person, and the registration has not lapsed.
-    pub const REGISTERED: Self = Self(2);
-    /// The person's consent covers the kind of document, now.
-    pub const CONSENT: Self = Self(4);
-    /// The office makes the person's plan.
-    pub const PLANS_FOR: Self = Self(8);
-    /// The institution holds the insurer's open 主治医意見書作成依頼.
-    pub const OPINION_REQUEST: Self = Self(16);
-    /// The institution was sent a 主治医意見書作成依頼 at some time (open or answered).
-    pub const OPINION_REQUEST_EVER: Self = Self(32);
+/// For how long a silent feed may still be decided from, in milliseconds since its last
+/// authenticated line was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leases {
+    /// Beyond this age of the hub's feed, nothing that rests on consent is shared.
+    pub hub_consent_ms: u64,
+    /// Beyond this age of the hub's feed, everything is denied.
+    pub hub_deny_ms: u64,
+    /// Beyond this age of the cert-authority's feed, everything is denied.
+    pub ca_deny_ms: u64,
+}
 
-    const NAMES: [(&'static str, Self); 6] = [
-        ("live", Self::LIVE),
-        ("registered", Self::REGISTERED),
-        ("consent", Self::CONSENT),
-        ("plans-for", Self::PLANS_FOR),
-        ("opinion-request", Self::OPINION_REQUEST),
-        ("opinion-request-ever", Self::OPINION_REQUEST_EVER),
-    ];
-
-    /// The needs in either set.
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether every need of `other` is in this set.
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
+impl Default for Leases {
+    fn default() -> Self {
+        Self { hub_consent_ms: 5_000, hub_deny_ms: 10_000, ca_deny_ms: 60_000 }
     }
 }
 
-impl Serialize for Needs {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let names = Self::NAMES.iter().filter(|(_, need)| self.contains(*need));
-        serializer.collect_seq(names.map(|(name, _)| name))
+/// How old the facts are. `None`: no snapshot yet, which is as stale as can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FeedState {
+    /// Age of the cert-authority's feed in milliseconds.
+    pub ca_age_ms: Option<u64>,
+    /// Age of the hub's feed in milliseconds.
+    pub hub_age_ms: Option<u64>,
+    /// For how long they may be decided from.
+    pub leases: Leases,
+}
+
+impl FeedState {
+    /// Both feeds alive this moment.
+    pub fn fresh() -> Self {
+        Self { ca_age_ms: Some(0), hub_age_ms: Some(0), leases: Leases::default() }
+    }
+
+    fn ca_in_lease(&self) -> bool {
+        self.ca_age_ms.is_some_and(|age| age <= self.leases.ca_deny_ms)
+    }
+
+    fn hub_in_lease(&self) -> bool {
+        self.hub_age_ms.is_some_and(|age| age <= self.leases.hub_deny_ms)
+    }
+
+    fn consent_in_lease(&self) -> bool {
+        self.hub_age_ms.is_some_and(|age| age <= self.leases.hub_consent_ms)
     }
 }
 
-impl<'de> Deserialize<'de> for Needs {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let names = Vec::<String>::deserialize(deserializer)?;
-        names.iter().try_fold(Self::NONE, |needs, name| {
-            let known = Self::NAMES.iter().find(|(known, _)| known == name);
-            let (_, need) = known.ok_or_else(|| {
-                serde::de::Error::custom(format!("`{name}` is not a need of a permit"))
-            })?;
-            Ok(needs.union(*need))
+/// One request, as far as a decision depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// The principal of the verified certificate.
+    pub principal: &'a Identity,
+    /// The certificate's serial number.
+    pub serial: Serial,
+    /// The certificate's last valid second, Unix.
+    pub not_after: u64,
+    /// The member of staff of the verified staff token.
+    pub staff: Option<&'a Staff>,
+    /// What is asked for.
+    pub operation: &'a Operation,
+    /// The time of the request, Unix seconds.
+    pub now: u64,
+    /// How old the facts are.
+    pub feeds: FeedState,
+}
+
+/// Yes or no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// The request may go on, as far as the grant reaches.
+    Allow(Grant),
+    /// The request is refused.
+    Deny(Denial),
+}
+
+/// A refusal: never without a reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Denial {
+    /// Everything that is missing.
+    pub reasons: ReasonSet,
+}
+
+impl Denial {
+    /// The first closed gate.
+    pub fn primary(&self) -> Reason {
+        self.reasons.iter().next().unwrap_or(Reason::NotShared)
+    }
+}
+
+impl Decision {
+    /// Whether the request may go on.
+    pub fn is_allow(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+}
+
+/// Decides one request.
+pub fn decide(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Decision {
+    let context = Context::new(matrix, facts, query);
+    let base = base_gates(&context);
+    let outcome = match base.contains(Reason::CertificateKindRefused) {
+        true => Err(ReasonSet::EMPTY),
+        false => operation_gates(&context),
+    };
+    match outcome {
+        Ok(grant) if base.is_empty() => Decision::Allow(grant),
+        Ok(_) => Decision::Deny(Denial { reasons: base }),
+        Err(reasons) => Decision::Deny(Denial { reasons: base.union(reasons) }),
+    }
+}
+
+/// The kinds of the person's documents that this request may see: those for which [`decide`] would
+/// allow the same principal to view them. Empty when the request itself is refused.
+pub fn visible(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> DocumentSet {
+    let context = Context::new(matrix, facts, query);
+    let about_person = query.operation.insured.is_some() && context.subject_gate().is_none();
+    if about_person && base_gates(&context).is_empty() {
+        context.view_grant(DocumentKind::ALL).documents()
+    } else {
+        DocumentSet::EMPTY
+    }
+}
+
+/// The certificate, the feeds, the office and the member of staff.
+fn base_gates(context: &Context<'_>) -> ReasonSet {
+    let Context { facts, query, .. } = context;
+    let mut reasons = ReasonSet::EMPTY;
+    let mut close = |closed: bool, reason| {
+        if closed {
+            reasons.insert(reason);
+        }
+    };
+    let operator = matches!(query.principal, Identity::Operator { .. });
+    close(operator, Reason::CertificateKindRefused);
+    close(facts.revoked(query.serial).is_some(), Reason::CertificateRevoked);
+    close(query.not_after < query.now, Reason::CertificateExpired);
+    close(!query.feeds.ca_in_lease() || !query.feeds.hub_in_lease(), Reason::FactsStale);
+    if let Some(number) = query.principal.office() {
+        close(context.office.is_none(), Reason::OfficeUnknown);
+        close(context.office.is_some_and(|office| office.suspended), Reason::OfficeSuspended);
+        let staffed = query.operation.action != Action::Login;
+        close(staffed && query.staff.is_none(), Reason::StaffTokenMissing);
+        let staff = query.staff.filter(|_| staffed);
+        close(staff.is_some_and(|staff| staff.office != number), Reason::StaffTokenInvalid);
+        let ended = |staff: &Staff| facts.session_ended(&staff.session);
+        close(staff.is_some_and(ended), Reason::StaffSessionEnded);
+    }
+    reasons
+}
+
+/// What the operation itself asks for.
+fn operation_gates(context: &Context<'_>) -> Result<Grant, ReasonSet> {
+    if let Some(reason) = context.subject_gate() {
+        return Err(reason.into());
+    }
+    let operation = context.query.operation;
+    match (operation.action, operation.document) {
+        (Action::ViewDocument, Some(document)) => {
+            let grant = context.view_grant(&[document]);
+            let ways = context.view_ways(document);
+            if grant.documents().is_empty() { Err(context.why_closed(ways)) } else { Ok(grant) }
+        }
+        (Action::ListDocuments, _) => {
+            let mut grant = context.view_grant(DocumentKind::ALL);
+            match context.party_grant() {
+                Ok(rule) => grant.set_needs(rule.needs),
+                Err(_) if !grant.documents().is_empty() => {}
+                Err(reasons) => return Err(reasons),
+            }
+            Ok(grant)
+        }
+        (Action::SubmitCarePlanFile, _) => {
+            let mut grant = Grant::default();
+            grant.open(DocumentKind::HomeCarePlan, context.party_grant()?);
+            Ok(grant)
+        }
+        (_, Some(document)) => {
+            let mut grant = Grant::default();
+            grant.open(document, context.party_grant()?);
+            Ok(grant)
+        }
+        (_, None) => Ok(Grant::of(context.party_grant()?.needs)),
+    }
+}
+
+/// Everything that the gates of one query look at.
+struct Context<'a> {
+    matrix: &'a Matrix,
+    facts: &'a Facts,
+    query: &'a Query<'a>,
+    office: Option<&'a Office>,
+}
+
+/// A rule that could say yes, and the standing it would do so for.
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    standing: Option<Standing>,
+    document: Option<DocumentKind>,
+    rule: &'a Rule,
+}
+
+impl<'a> Context<'a> {
+    fn new(matrix: &'a Matrix, facts: &'a Facts, query: &'a Query<'a>) -> Self {
+        let office = query.principal.office().and_then(|number| facts.office(number));
+        Self { matrix, facts, query, office }
+    }
+
+    /// The operation names what it is about, and a kind that is held.
+    fn subject_gate(&self) -> Option<Reason> {
+        let Operation { action, document, insured, insurer, .. } = self.query.operation;
+        let given = match action.subject() {
+            Subject::Nobody => true,
+            Subject::Insurer => insurer.is_some(),
+            Subject::Person => insured.is_some(),
+            Subject::Document => insured.is_some() && document.is_some(),
+        };
+        let one_insurer = match (insured, insurer) {
+            (Some(insured), Some(insurer)) => insured.insurer == *insurer,
+            (Some(_), None) | (None, Some(_)) | (None, None) => true,
+        };
+        if !given || !one_insurer {
+            Some(Reason::BadRequest)
+        } else if document.is_some_and(|document| !document.is_held()) {
+            Some(Reason::NotHeld)
+        } else {
+            None
+        }
+    }
+
+    fn insurer(&self) -> Option<InsurerNumber> {
+        let operation = self.query.operation;
+        operation.insured.map(|insured| insured.insurer).or(operation.insurer)
+    }
+
+    /// Every open kind of `documents`, with the ways that open it.
+    fn view_grant(&self, documents: &[DocumentKind]) -> Grant {
+        let mut grant = Grant::default();
+        for document in documents {
+            for way in self.view_ways(*document) {
+                if self.missing(&way).is_empty() {
+                    grant.open(*document, way.rule);
+                }
+            }
+        }
+        grant
+    }
+
+    /// The first open rule for the action and document, or what is missing for the nearest.
+    fn party_grant(&self) -> Result<&'a Rule, ReasonSet> {
+        let open = self.party_ways().find(|way| self.missing(way).is_empty());
+        open.map(|way| way.rule).ok_or_else(|| self.why_closed(self.party_ways()))
+    }
+
+    fn view_ways(&self, document: DocumentKind) -> impl Iterator<Item = Candidate<'a>> {
+        let matrix = self.matrix;
+        self.standings().flat_map(move |standing| {
+            let way =
+                move |rule| Candidate { standing: Some(standing), document: Some(document), rule };
+            matrix.cell(document, standing).rules().map(way)
         })
     }
-}
 
-/// One kind of document that a permit opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrantedKind {
-    /// The kind.
-    pub document: DocumentKind,
-    /// Only versions that the principal itself wrote.
-    pub own_only: bool,
-    /// What the hub must find true for this kind.
-    pub needs: Needs,
-}
-
-/// What an allowed request may see or do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grant {
-    any: [Option<Needs>; DocumentKind::ALL.len()],
-    own: [Option<Needs>; DocumentKind::ALL.len()],
-    needs: Needs,
-}
-
-impl Grant {
-    /// The kinds that are open, with what the hub must find true for each. A kind may come twice:
-    /// once for every version, once for the principal's own.
-    pub fn kinds(&self) -> impl Iterator<Item = GrantedKind> + '_ {
-        let opened = |own_only: bool, needs: &[Option<Needs>; DocumentKind::ALL.len()]| {
-            let needs = *needs;
-            DocumentKind::ALL.iter().enumerate().filter_map(move |(at, document)| {
-                needs[at].map(|needs| GrantedKind { document: *document, own_only, needs })
-            })
-        };
-        opened(false, &self.any).chain(opened(true, &self.own))
+    fn party_ways(&self) -> impl Iterator<Item = Candidate<'a>> {
+        let Operation { action, document, .. } = self.query.operation;
+        let document = *document;
+        let (principal, office) = (self.query.principal, self.office);
+        self.matrix
+            .party_rules(*action, document)
+            .filter(move |rule| names(rule, principal, office))
+            .map(move |rule| Candidate { standing: None, document, rule: &rule.rule })
     }
 
-    /// What the hub must find true for an operation that is not about one kind of document.
-    pub fn needs(&self) -> Needs {
-        self.needs
+    /// Every capacity in which the principal reads.
+    fn standings(&self) -> impl Iterator<Item = Standing> + use<'a> {
+        let (matrix, principal, office) = (self.matrix, self.query.principal, self.office);
+        Standing::ALL.iter().copied().filter(move |standing| match principal {
+            Identity::Office { .. } => {
+                office.is_some_and(|office| stands(matrix, office, *standing))
+            }
+            Identity::Municipality { .. } => *standing == Standing::OwnInsurer,
+            Identity::System { name: SystemName::Portal, .. } => *standing == Standing::Person,
+            Identity::System { .. } | Identity::Operator { .. } => false,
+        })
     }
+
+    /// Everything that is missing for one way.
+    fn missing(&self, way: &Candidate<'_>) -> ReasonSet {
+        let mut reasons: ReasonSet =
+            way.rule.needs.iter().filter_map(|need| self.need_gate(need, way.document)).collect();
+        if self.is_other_insurer() {
+            reasons.insert(Reason::NotOwnInsurer);
+        }
+        if way.rule.needs.contains(Needs::CONSENT) && !self.query.feeds.consent_in_lease() {
+            reasons.insert(Reason::FactsStale);
+        }
+        if way.rule.job.is_some_and(|job| self.job() != Some(job)) {
+            reasons.insert(Reason::WrongJob);
+        }
+        if way.rule.own_only && !self.is_author(way.document) {
+            reasons.insert(Reason::NotAuthor);
+        }
+        reasons
+    }
+
+    /// What is missing for the way that is nearest to open; `not_shared` if there is none.
+    fn why_closed(&self, ways: impl Iterator<Item = Candidate<'a>>) -> ReasonSet {
+        ways.map(|way| (way, self.missing(&way)))
+            .filter(|(way, missing)| !out_of_play(way, *missing))
+            .min_by_key(|(way, missing)| distance(way, *missing))
+            .map_or(Reason::NotShared.into(), |(_, missing)| missing)
+    }
+
+    /// Whether the need of a way is met; otherwise why not.
+    fn need_gate(&self, need: Needs, document: Option<DocumentKind>) -> Option<Reason> {
+        let live = || self.insurer().is_some_and(|insurer| self.is_live(insurer));
+        let closed = |open: bool, reason| (!open).then_some(reason);
+        match need {
+            Needs::LIVE => closed(live(), Reason::NotLive),
+            Needs::REGISTERED => self.registration_gate(),
+            Needs::CONSENT => self.consent_gate(document),
+            Needs::PLANS_FOR => closed(self.pair_is(Facts::plans_for), Reason::NotPlanningOffice),
+            Needs::OPINION_REQUEST => {
+                let open = |facts: &Facts, office, insured| {
+                    facts.opinion_request(office, insured) == Some(true)
+                };
+                closed(self.pair_is(open), Reason::OpinionRequestMissing)
+            }
+            Needs::OPINION_REQUEST_EVER => {
+                let ever = |facts: &Facts, office, insured| {
+                    facts.opinion_request(office, insured).is_some()
+                };
+                closed(self.pair_is(ever), Reason::OpinionRequestMissing)
+            }
+            _ => Some(Reason::NotShared),
+        }
+    }
+
+    fn is_live(&self, insurer: InsurerNumber) -> bool {
+        self.facts.sharing(insurer).is_some_and(|from| from <= self.query.now)
+    }
+
+    /// Whether a fact holds for the principal's office and the person.
+    fn pair_is(&self, holds: impl Fn(&Facts, OfficeNumber, InsuredKey) -> bool) -> bool {
+        match (self.query.principal.office(), self.query.operation.insured) {
+            (Some(office), Some(insured)) => holds(self.facts, office, insured),
+            (Some(_), None) | (None, Some(_)) | (None, None) => false,
+        }
+    }
+
+    fn registration(&self) -> RegistrationState {
+        match (self.query.principal.office(), self.query.operation.insured) {
+            (Some(office), Some(insured)) => {
+                self.facts.registration_state(office, insured, self.query.now)
+            }
+            (Some(_), None) | (None, Some(_)) | (None, None) => RegistrationState::Absent,
+        }
+    }
+
+    fn registration_gate(&self) -> Option<Reason> {
+        match self.registration() {
+            RegistrationState::InForce(_) => None,
+            RegistrationState::Over(_) => Some(Reason::RegistrationLapsed),
+            RegistrationState::Absent => Some(Reason::NotRegistered),
+        }
+    }
+
+    fn consent(&self, document: Option<DocumentKind>) -> ConsentState {
+        match (self.query.operation.insured, document) {
+            (Some(insured), Some(document)) => {
+                self.facts.consent_state(insured, document, self.query.now)
+            }
+            (Some(_), None) | (None, Some(_)) | (None, None) => ConsentState::Absent,
+        }
+    }
+
+    fn consent_gate(&self, document: Option<DocumentKind>) -> Option<Reason> {
+        match self.consent(document) {
+            ConsentState::Given(_) => None,
+            ConsentState::Withdrawn(_) => Some(Reason::ConsentWithdrawn),
+            ConsentState::Expired(_) => Some(Reason::ConsentExpired),
+            ConsentState::Absent => Some(Reason::ConsentRequired),
+        }
+    }
+
+    fn job(&self) -> Option<Job> {
+        self.query.staff.map(|staff| staff.job)
+    }
+
+    fn is_author(&self, document: Option<DocumentKind>) -> bool {
+        match (self.query.operation.insured, document) {
+            (Some(insured), Some(document)) => {
+                self.facts.author(&self.query.principal.party(), insured, document)
+            }
+            (Some(_), None) | (None, Some(_)) | (None, None) => false,
+        }
+    }
+
+    /// A municipality asks about another insurer's person or inbox.
+    fn is_other_insurer(&self) -> bool {
+        match self.query.principal {
+            Identity::Municipality { insurer, .. } => self.insurer() != Some(*insurer),
+            Identity::Office { .. } | Identity::System { .. } | Identity::Operator { .. } => false,
+        }
+    }
+}
+
+/// Whether the office's record gives it a standing.
+fn stands(matrix: &Matrix, office: &Office, standing: Standing) -> bool {
+    let types = matrix.service_types();
+    let holds =
+        |codes: &[ServiceType]| office.service_types.iter().any(|code| codes.contains(code));
+    let home_support = holds(&types.home_support);
+    let support = |code: &ServiceType| {
+        types.home_support.contains(code) || types.home_support_when_planning.contains(code)
+    };
+    let gives_care = office.service_types.iter().any(|code| !support(code));
+    let care = gives_care && !office.medical;
+    match standing {
+        Standing::HomeSupport => home_support,
+        Standing::HomeSupportWhenPlanning => {
+            !home_support && holds(&types.home_support_when_planning)
+        }
+        Standing::CareOfficeCareManager => care && !home_support && !holds(&types.facilities),
+        Standing::FacilityCareManager => care && holds(&types.facilities),
+        Standing::Care => care && !holds(&types.opinion_writers),
+        Standing::CareOpinionWriter => care && holds(&types.opinion_writers),
+        Standing::MedicalProvidingCare => office.medical && gives_care,
+        Standing::Medical => office.medical && !gives_care,
+        Standing::Person | Standing::OwnInsurer => false,
+    }
+}
+
+/// Whether a submission or resource rule is for this principal.
+fn names(rule: &PartyRule, principal: &Identity, office: Option<&Office>) -> bool {
+    match (rule.who, principal) {
+        (Who::Portal, Identity::System { name, .. }) => *name == SystemName::Portal,
+        (Who::CarePlanExchange, Identity::System { name, .. }) => {
+            *name == SystemName::CarePlanExchange
+        }
+        (Who::Life, Identity::System { name, .. }) => *name == SystemName::Life,
+        (Who::Pmh, Identity::System { name, .. }) => *name == SystemName::Pmh,
+        (Who::OwnInsurer, Identity::Municipality { .. }) => true,
+        (Who::MedicalInstitution, Identity::Office { .. }) => {
+            office.is_some_and(|office| office.medical)
+        }
+        (Who::Office, Identity::Office { .. }) => {
+            let wanted = &rule.service_types;
+            let holds =
+                |office: &Office| office.service_types.iter().any(|code| wanted.contains(code));
+            wanted.is_empty() || office.is_some_and(holds)
+        }
+        (_, _) => false,
+    }
+}
+
+/// ※1 needs both the job and the plan. A request with neither never came under it, so its reasons
+/// would only mislead.
+fn out_of_play(way: &Candidate<'_>, missing: ReasonSet) -> bool {
+    way.standing.is_some_and(Standing::is_by_footnote_1)
+        && missing.contains(Reason::WrongJob)
+        && missing.contains(Reason::NotPlanningOffice)
+}
+
+/// How far a closed way is from open: authorship cannot be gained by asking, so such ways come last.
+fn distance(way: &Candidate<'_>, missing: ReasonSet) -> (bool, u32, bool, Option<Standing>) {
+    (missing.contains(Reason::NotAuthor), missing.len(), way.rule.own_only, way.standing)
 }

@@ -154,6 +154,21 @@ pub enum Fact {
 }
 
 impl Fact {
+    /// Whose fact this is to tell. A feed that tells another's is refused.
+    pub const fn source(&self) -> Source {
+        match self {
+            Self::Office { .. } | Self::Revoked { .. } => Source::Ca,
+            Self::Registration { .. }
+            | Self::Consent { .. }
+            | Self::Author { .. }
+            | Self::PlansFor { .. }
+            | Self::OpinionRequest { .. }
+            | Self::Sharing { .. }
+            | Self::StaffKey { .. }
+            | Self::SessionEnded { .. } => Source::Hub,
+        }
+    }
+
     /// What this fact is about: a later fact with the same key replaces it.
     pub fn key(&self) -> String {
         match self {
@@ -261,6 +276,9 @@ pub enum Error {
     /// The chain does not fit.
     #[error("feed hash chain breaks at sequence {0}: a new snapshot is needed")]
     Chain(u64),
+    /// A fact that is another source's to tell.
+    #[error("the {0} feed tells `{1}`, which is not its own fact")]
+    Foreign(&'static str, String),
     /// A snapshot older than what was already applied.
     #[error("feed snapshot at sequence {got} is older than {have}, which was already applied")]
     Rollback {
@@ -378,10 +396,10 @@ impl Subscriber {
     pub fn accept(&mut self, line: &str) -> Result<Update, Error> {
         let envelope: Envelope = serde_json::from_str(line).map_err(Error::Malformed)?;
         self.verify(&envelope)?;
-        let message: Message =
-            serde_json::from_str(&envelope.payload).map_err(Error::Malformed)?;
+        let message: Message = serde_json::from_str(&envelope.payload).map_err(Error::Malformed)?;
         match message {
             Message::Snapshot { seq, head, sent_at_ms, facts } => {
+                facts.iter().try_for_each(|fact| self.own(fact))?;
                 if seq < self.floor || sent_at_ms < self.sent_at_ms {
                     return Err(Error::Rollback { have: self.floor, got: seq });
                 }
@@ -389,6 +407,7 @@ impl Subscriber {
                 Ok(Update::Replace(facts))
             }
             Message::Change { seq, previous, sent_at_ms, fact } => {
+                self.own(&fact)?;
                 let head = self.follow(seq, &previous)?;
                 let fact_json = serde_json::to_string(&fact).map_err(Error::Malformed)?;
                 self.advance(seq, next_head(&head, seq, &fact_json), sent_at_ms);
@@ -412,6 +431,14 @@ impl Subscriber {
         UnparsedPublicKey::new(&ED25519, &self.public_key)
             .verify(&signed_bytes(self.source, &envelope.payload), &signature)
             .map_err(|_| wrong())
+    }
+
+    fn own(&self, fact: &Fact) -> Result<(), Error> {
+        if fact.source() == self.source {
+            Ok(())
+        } else {
+            Err(Error::Foreign(self.source.as_str(), fact.key()))
+        }
     }
 
     fn follow(&self, seq: u64, previous: &str) -> Result<String, Error> {
@@ -477,6 +504,23 @@ mod tests {
         let line = signer.line(&message).unwrap().replace("131016", "131017");
         assert!(matches!(subscriber.accept(&line), Err(Error::Signature("hub"))));
         assert!(matches!(subscriber.accept("{}"), Err(Error::Malformed(_))));
+    }
+
+    #[test]
+    fn a_feed_that_tells_another_sources_fact_is_refused() {
+        let (signer, mut subscriber) = pair();
+        let foreign = Fact::Revoked { serial: "01".parse().unwrap(), at: 1 };
+        let facts = vec![fact(0), foreign.clone()];
+        let snapshot_line =
+            Message::Snapshot { seq: 0, head: GENESIS_HEAD.into(), sent_at_ms: 1, facts };
+        let line = signer.line(&snapshot_line).unwrap();
+        assert!(matches!(subscriber.accept(&line), Err(Error::Foreign("hub", _))));
+        subscriber.accept(&signer.line(&snapshot(0, GENESIS_HEAD, 1)).unwrap()).unwrap();
+        let previous = GENESIS_HEAD.to_owned();
+        let change = Message::Change { seq: 1, previous, sent_at_ms: 2, fact: foreign };
+        let line = signer.line(&change).unwrap();
+        assert!(matches!(subscriber.accept(&line), Err(Error::Foreign("hub", _))));
+        assert_eq!(subscriber.applied_seq(), 0);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-use crate::decide::{GrantedKind, Grant};
+use crate::decide::{Grant, GrantedKind};
 use crate::identity::{Identity, InsuredKey, InsurerNumber, Serial, Staff};
 
 /// The request header that carries the sealed permit.
@@ -180,10 +180,7 @@ mod tests {
         assert_eq!(open("GET", "/v1/x?y=1", 1_001 + LIFETIME_MS), Err(Error::Expired));
         let far_ahead = PermitClaims { expires_ms: 1_000 + 3 * LIFETIME_MS, ..claims() };
         let header = key.seal(&far_ahead).unwrap();
-        assert_eq!(
-            key.open(&header, "GET", "/v1/x?y=1", 1_000).map(|_| ()),
-            Err(Error::Expired)
-        );
+        assert_eq!(key.open(&header, "GET", "/v1/x?y=1", 1_000).map(|_| ()), Err(Error::Expired));
     }
 
     #[test]

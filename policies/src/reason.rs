@@ -106,7 +106,26 @@ impl Reason {
             | Self::StaffSessionEnded => 401,
             Self::RateLimited => 429,
             Self::FactsStale | Self::AuditUnavailable | Self::UpstreamUnavailable => 503,
-            _ => 403,
+            Self::CertificateKindRefused
+            | Self::CertificateRevoked
+            | Self::CertificateExpired
+            | Self::OfficeUnknown
+            | Self::OfficeSuspended
+            | Self::OutOfHours
+            | Self::NotShared
+            | Self::WrongJob
+            | Self::NotOwnInsurer
+            | Self::NotLive
+            | Self::NotRegistered
+            | Self::RegistrationLapsed
+            | Self::ViewingPeriodOver
+            | Self::NotPlanningOffice
+            | Self::OpinionRequestMissing
+            | Self::ConsentRequired
+            | Self::ConsentWithdrawn
+            | Self::ConsentExpired
+            | Self::NotAuthor
+            | Self::DocumentState => 403,
         }
     }
 
@@ -122,7 +141,9 @@ impl Reason {
             Self::CertificateExpired => {
                 "この端末の証明書は有効期間外です。証明書を更新してください。"
             }
-            Self::NoSuchOperation => "この操作はありません。要求先のパスとメソッドをご確認ください。",
+            Self::NoSuchOperation => {
+                "この操作はありません。要求先のパスとメソッドをご確認ください。"
+            }
             Self::BadRequest => "要求の形式が正しくありません。内容をご確認ください。",
             Self::FactsStale => {
                 "最新の登録・同意の情報を確認できないため、一時的に応答できません。しばらくしてから再度お試しください。"
@@ -131,13 +152,21 @@ impl Reason {
                 "この事業所は登録されていません。運用者に事業所の登録をご依頼ください。"
             }
             Self::OfficeSuspended => "この事業所は利用停止中です。運用者にお問い合わせください。",
-            Self::StaffTokenMissing => "職員のログインが必要です。ログインしてから再度お試しください。",
-            Self::StaffTokenInvalid => "ログイン情報を確認できません。もう一度ログインしてください。",
-            Self::StaffTokenExpired => "ログインの有効時間が過ぎました。もう一度ログインしてください。",
+            Self::StaffTokenMissing => {
+                "職員のログインが必要です。ログインしてから再度お試しください。"
+            }
+            Self::StaffTokenInvalid => {
+                "ログイン情報を確認できません。もう一度ログインしてください。"
+            }
+            Self::StaffTokenExpired => {
+                "ログインの有効時間が過ぎました。もう一度ログインしてください。"
+            }
             Self::StaffTokenOtherTerminal => {
                 "このログインは別の端末で行われたものです。この端末でログインしてください。"
             }
-            Self::StaffSessionEnded => "このログインは終了しています。もう一度ログインしてください。",
+            Self::StaffSessionEnded => {
+                "このログインは終了しています。もう一度ログインしてください。"
+            }
             Self::RateLimited => "要求の回数が多すぎます。しばらくしてから再度お試しください。",
             Self::OutOfHours => "利用できる時間帯ではありません。",
             Self::NotHeld => "この書類は介護情報基盤では取り扱っていません。",
@@ -176,7 +205,9 @@ impl Reason {
     pub const fn en(self) -> &'static str {
         match self {
             Self::CertificateKindRefused => "this kind of certificate may not be used here",
-            Self::CertificateRevoked => "the certificate is revoked; ask the operator for a new one",
+            Self::CertificateRevoked => {
+                "the certificate is revoked; ask the operator for a new one"
+            }
             Self::CertificateExpired => "the certificate is outside its validity; renew it",
             Self::NoSuchOperation => "there is no such operation; check path and method",
             Self::BadRequest => "the request is malformed",
@@ -201,7 +232,9 @@ impl Reason {
             Self::RegistrationLapsed => "the registration has ended; check identity again",
             Self::ViewingPeriodOver => "the viewing period is over",
             Self::NotPlanningOffice => "the office does not make this person's care plan",
-            Self::OpinionRequestMissing => "the insurer has not asked this institution for an opinion",
+            Self::OpinionRequestMissing => {
+                "the insurer has not asked this institution for an opinion"
+            }
             Self::ConsentRequired => "the person's consent is required",
             Self::ConsentWithdrawn => "the person withdrew consent",
             Self::ConsentExpired => "the person's consent has run out",
@@ -247,6 +280,24 @@ impl Reason {
         }
     }
 
+    /// Whether this reason is about certificate, office or staff, and nobody else. While one of these
+    /// stands, nothing that depends on a person is told.
+    pub const fn is_about_principal(self) -> bool {
+        matches!(
+            self,
+            Self::CertificateKindRefused
+                | Self::CertificateRevoked
+                | Self::CertificateExpired
+                | Self::OfficeUnknown
+                | Self::OfficeSuspended
+                | Self::StaffTokenMissing
+                | Self::StaffTokenInvalid
+                | Self::StaffTokenExpired
+                | Self::StaffTokenOtherTerminal
+                | Self::StaffSessionEnded
+        )
+    }
+
     /// Whether this reason already presumes that the principal may know of the person. Such a
     /// reason is not told to an office that is not registered for the person.
     pub const fn reveals_person(self) -> bool {
@@ -289,6 +340,11 @@ impl ReasonSet {
         Self(self.0 | other.0)
     }
 
+    /// The set without `reason`.
+    pub const fn without(self, reason: Reason) -> Self {
+        Self(self.0 & !(1 << reason as u64))
+    }
+
     /// Whether there is no reason.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
@@ -297,6 +353,24 @@ impl ReasonSet {
     /// How many reasons there are.
     pub const fn len(self) -> u32 {
         self.0.count_ones()
+    }
+
+    /// The reasons that the principal is told. A principal that is itself in question learns only
+    /// that; one that may not look at the person (not registered, not the insurer, registration
+    /// over) learns nothing that depends on the person. Never empty unless the set itself is.
+    pub fn told(self) -> Self {
+        let about_principal = self.iter().any(Reason::is_about_principal);
+        let outsider = self.contains(Reason::NotRegistered) || self.contains(Reason::NotOwnInsurer);
+        let former = self.contains(Reason::RegistrationLapsed);
+        let is_told = |reason: &Reason| match (about_principal, outsider, former) {
+            (true, _, _) => reason.is_about_principal() || *reason == Reason::FactsStale,
+            (false, true, _) => !reason.reveals_person(),
+            (false, false, true) => {
+                !reason.reveals_person() || *reason == Reason::RegistrationLapsed
+            }
+            (false, false, false) => true,
+        };
+        self.iter().filter(is_told).collect()
     }
 
     /// The reasons in gate order.
@@ -345,12 +419,10 @@ struct ErrorFields {
 }
 
 impl ErrorBody {
-    /// The body for a refusal. Of several reasons, those that would tell an office something about
-    /// a person it is not registered for are left out (see [`Reason::reveals_person`]).
+    /// The body for a refusal. Of several reasons, those that would tell something about a person
+    /// to whom the principal may not look are left out (see [`Reason::reveals_person`]).
     pub fn new(reasons: ReasonSet, request_id: &str) -> Self {
-        let hidden = reasons.contains(Reason::NotRegistered);
-        let shown: Vec<Reason> =
-            reasons.iter().filter(|reason| !(hidden && reason.reveals_person())).collect();
+        let shown: Vec<Reason> = reasons.told().iter().collect();
         let primary = shown.first().copied().unwrap_or(Reason::NotShared);
         Self {
             error: ErrorFields {
@@ -376,13 +448,29 @@ mod tests {
 
     #[test]
     fn an_unregistered_office_is_told_nothing_about_the_person() {
-        let reasons: ReasonSet =
-            [Reason::NotLive, Reason::NotRegistered, Reason::ConsentWithdrawn].into_iter().collect();
+        let reasons: ReasonSet = [Reason::NotLive, Reason::NotRegistered, Reason::ConsentWithdrawn]
+            .into_iter()
+            .collect();
         let json = ErrorBody::new(reasons, "r1").to_json();
         assert!(json.contains(r#""code":"not_registered""#), "{json}");
         assert!(json.contains(r#""missing":["not_registered"]"#), "{json}");
         let registered = ErrorBody::new(Reason::ConsentWithdrawn.into(), "r1").to_json();
         assert!(registered.contains("consent_withdrawn"), "{registered}");
+    }
+
+    #[test]
+    fn a_principal_in_question_is_told_only_about_itself() {
+        let told = |reasons: &[Reason]| -> Vec<Reason> {
+            reasons.iter().copied().collect::<ReasonSet>().told().iter().collect()
+        };
+        let staff = Reason::StaffTokenMissing;
+        assert_eq!(told(&[staff, Reason::NotRegistered, Reason::ConsentRequired]), [staff]);
+        let other = Reason::NotOwnInsurer;
+        assert_eq!(told(&[other, Reason::NotLive, Reason::ConsentWithdrawn]), [other]);
+        let lapsed = Reason::RegistrationLapsed;
+        assert_eq!(told(&[lapsed, Reason::ConsentWithdrawn]), [lapsed]);
+        let both = [Reason::NotLive, Reason::ConsentRequired];
+        assert_eq!(told(&both), both);
     }
 
     #[test]
