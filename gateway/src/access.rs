@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use policies::decide::{Decision, Query, decide};
+use policies::document::DocumentKind;
 use policies::identity::{Identity, Staff};
 use policies::matrix::Matrix;
 use policies::operations::{Action, Operation, Operations};
@@ -30,6 +31,11 @@ impl Permit {
     /// What the hub is told.
     pub fn claims(&self) -> &PermitClaims {
         &self.claims
+    }
+
+    /// The kind of document that the request is about, where it is about one.
+    pub fn document(&self) -> Option<DocumentKind> {
+        self.operation.document
     }
 
     /// The generation of the facts that the permit was decided from.

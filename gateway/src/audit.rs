@@ -57,7 +57,6 @@ impl Recorder {
         &self,
         connection: &Connection,
         permit: &Permit,
-        document: Option<&str>,
     ) -> Result<Recorded, audit_log::Error> {
         let claims = permit.claims();
         let event = Event::Decision {
@@ -67,7 +66,7 @@ impl Recorder {
             staff: claims.staff.as_ref().map(|staff| staff.id.clone()),
             operation: Some(claims.operation.clone()),
             insured: claims.insured.map(|insured| self.pseudonym.of(&insured.to_string())),
-            document: document.map(str::to_owned),
+            document: permit.document().map(|document| document.to_string()),
             outcome: "allow".to_owned(),
             reasons: Vec::new(),
             policy: self.policy.clone(),

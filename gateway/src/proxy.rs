@@ -80,8 +80,7 @@ impl Gateway {
             request_id,
         };
         let permit = self.access.authorize(connection.client(), asked)?;
-        let document = request.uri.path().split('/').nth(6);
-        match self.recorder.allowed(connection, &permit, document) {
+        match self.recorder.allowed(connection, &permit) {
             Ok(recorded) => Ok((permit, recorded)),
             Err(error) => {
                 let error: &dyn std::error::Error = &error;

@@ -1,0 +1,113 @@
+//! What these programs write into their audit logs: intent before, effect after, outcome last.
+//!
+//! INVARIANT: each call returns only when the record is on disk, and an error stops the work: a
+//! certificate that can not be accounted for is not signed, and a revocation is not answered.
+
+use std::path::Path;
+
+use audit_log::{AuditLog, Durability, Error, Event, Options};
+
+/// An audit log of one program.
+#[derive(Clone)]
+pub struct Trail {
+    log: AuditLog,
+}
+
+/// One piece of work: who wants what done to what.
+#[derive(Debug, Clone)]
+pub struct Work {
+    /// Joins the records of one request, here and in the other program's log.
+    pub request_id: Option<String>,
+    /// Who wants it.
+    pub actor: String,
+    /// Stable word for what is done, such as `certificate.issue`.
+    pub action: &'static str,
+    /// What it is done to.
+    pub object: String,
+}
+
+impl Work {
+    /// The record before the work.
+    pub fn intent(&self, detail: impl Into<String>) -> Event {
+        Event::Intent {
+            request_id: self.request_id.clone(),
+            actor: self.actor.clone(),
+            action: self.action.to_owned(),
+            object: self.object.clone(),
+            detail: detail.into(),
+        }
+    }
+
+    /// The record of a lasting change.
+    pub fn effect(&self, detail: impl Into<String>) -> Event {
+        Event::Effect {
+            request_id: self.request_id.clone(),
+            actor: self.actor.clone(),
+            action: self.action.to_owned(),
+            object: self.object.clone(),
+            detail: detail.into(),
+        }
+    }
+
+    /// The record of the end: `done`, or the code of the error.
+    pub fn outcome(&self, result: &str, detail: impl Into<String>) -> Event {
+        Event::Outcome {
+            request_id: self.request_id.clone(),
+            actor: self.actor.clone(),
+            action: self.action.to_owned(),
+            object: self.object.clone(),
+            result: result.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}
+
+impl Trail {
+    /// Opens the log of `source` in `dir`.
+    ///
+    /// # Errors
+    /// When the log can not be written.
+    pub fn open(dir: &Path, source: &str) -> Result<Self, Error> {
+        let options = Options {
+            durability: Durability::BeforeResponse,
+            segment_bytes_max: SEGMENT_BYTES_MAX,
+            source: source.to_owned(),
+        };
+        Ok(Self { log: AuditLog::open(dir, options)? })
+    }
+
+    /// Records that the program is about to be ready.
+    ///
+    /// # Errors
+    /// When the log can not be written.
+    pub async fn begin(&self) -> Result<(), Error> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        self.record(&Event::ServiceStarted { version }).await
+    }
+
+    /// Writes a record and waits until it is on disk.
+    ///
+    /// # Errors
+    /// When the log can not be written.
+    pub async fn record(&self, event: &Event) -> Result<(), Error> {
+        self.log.append(event)?.durable().await.map(|_| ())
+    }
+
+    /// As [`Trail::record`], for threads outside the async runtime.
+    ///
+    /// # Errors
+    /// When the log can not be written.
+    pub fn record_blocking(&self, event: &Event) -> Result<(), Error> {
+        self.log.append(event)?.durable_blocking().map(|_| ())
+    }
+
+    /// Records that the program ends, and closes the log.
+    pub async fn close(self) {
+        if let Err(error) = self.record(&Event::ServiceStopped).await {
+            tracing::error!(%error, "the end could not be recorded in the audit log");
+        }
+        self.log.close();
+    }
+}
+
+const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;

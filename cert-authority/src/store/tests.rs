@@ -1,0 +1,194 @@
+use super::*;
+use crate::profile::Profile;
+use crate::request::PublicKey;
+use crate::testing::office;
+use rcgen::{KeyPair, PublicKeyData};
+
+const NOW: i64 = 1_800_000_000;
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    store: Store,
+}
+
+async fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("ra.sqlite")).await.unwrap();
+    Bench { _dir: dir, store }
+}
+
+fn data(name: &str) -> OfficeData {
+    let service_types = ["43", "15", "43"].iter().map(|code| code.parse().unwrap()).collect();
+    let number = "1370000001".parse().unwrap();
+    OfficeData { number, name: name.into(), service_types, medical: false }
+}
+
+fn public_key() -> PublicKey {
+    PublicKey::from_spki(&KeyPair::generate().unwrap().subject_public_key_info()).unwrap()
+}
+
+async fn add_code(store: &Store, id: &str) {
+    let identity = office();
+    let code = NewCode {
+        id,
+        secret: "SECRET",
+        identity: &identity,
+        profile: Profile::OfficeBrowser,
+        not_after_s: None,
+        issued_at: NOW,
+        expires_at: NOW + 100,
+    };
+    store.add_code(&code).await.unwrap();
+}
+
+async fn claim(store: &Store, id: &str, key: &PublicKey, now: i64) -> Result<Claim, Error> {
+    let serial = crate::key::random_serial().unwrap();
+    store.claim(&Claimant { code_id: id, key, serial, now }).await
+}
+
+#[tokio::test]
+async fn an_office_is_registered_once_and_suspension_is_published() {
+    let Bench { store, .. } = &bench().await;
+    let (office, new) = store.add_office(data("A"), NOW).await.unwrap();
+    assert!(new && !office.suspended);
+    assert_eq!(office.data.service_types.len(), 2, "sorted, each once");
+    assert!(!store.add_office(data("A"), NOW + 1).await.unwrap().1);
+    assert!(matches!(store.add_office(data("B"), NOW).await, Err(Error::OfficeDiffers(_))));
+    let number = office.data.number;
+    let (_, seq) = store.set_suspended(number, true, "why").await.unwrap();
+    assert_eq!(seq, 2);
+    assert_eq!(store.set_suspended(number, true, "again").await.unwrap().1, 2);
+    let (position, facts) = store.snapshot().await.unwrap();
+    assert_eq!(position.seq, 2);
+    assert!(matches!(facts.as_slice(), [Fact::Office { suspended: true, .. }]));
+}
+
+#[tokio::test]
+async fn no_code_for_an_unknown_or_suspended_office() {
+    let Bench { store, .. } = &bench().await;
+    let identity = office();
+    let code = NewCode {
+        id: "A",
+        secret: "S",
+        identity: &identity,
+        profile: Profile::OfficeBrowser,
+        not_after_s: None,
+        issued_at: NOW,
+        expires_at: NOW,
+    };
+    assert!(matches!(store.add_code(&code).await, Err(Error::UnknownOffice(_))));
+    let (office, _) = store.add_office(data("A"), NOW).await.unwrap();
+    store.set_suspended(office.data.number, true, "why").await.unwrap();
+    assert!(matches!(store.add_code(&code).await, Err(Error::OfficeSuspended(_))));
+}
+
+#[tokio::test]
+async fn five_wrong_secrets_lock_that_code_only() {
+    let Bench { store, .. } = &bench().await;
+    store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    add_code(store, "B").await;
+    for _ in 0..5 {
+        let wrong = store.open_code("A", "WRONG").await;
+        assert!(matches!(wrong, Err(Error::CodeWrong { counted: true })));
+    }
+    assert!(matches!(store.open_code("A", "SECRET").await, Err(Error::CodeLocked)));
+    assert!(store.open_code("B", "SECRET").await.is_ok());
+    let unknown = store.open_code("C", "SECRET").await;
+    assert!(matches!(unknown, Err(Error::CodeWrong { counted: false })));
+}
+
+#[tokio::test]
+async fn a_code_gives_one_certificate_to_one_key() {
+    let Bench { store, .. } = &bench().await;
+    store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    let key = public_key();
+    assert!(matches!(claim(store, "A", &key, NOW + 101).await, Err(Error::CodeExpired)));
+    assert!(matches!(claim(store, "A", &key, NOW).await, Ok(Claim::Sign(_))));
+    assert!(matches!(claim(store, "A", &public_key(), NOW).await, Err(Error::CodeUsed)));
+
+    let serial = crate::key::random_serial().unwrap();
+    let again = Claimant { code_id: "A", key: &key, serial, now: NOW + 1 };
+    let Ok(Claim::Sign(intended)) = store.claim(&again).await else { panic!("no claim") };
+    assert_eq!(intended.abandoned.len(), 1, "the intent without an answer");
+    let lost = store.certificate(intended.abandoned[0]).await.unwrap();
+    assert_eq!(lost.state, State::Abandoned);
+    assert!(lost.revocation.is_some());
+
+    store.settle_issued(serial, b"der", (NOW, NOW + 9), NOW).await.unwrap();
+    let given = claim(store, "A", &key, NOW + 1000).await;
+    assert!(matches!(given, Ok(Claim::Again(der)) if der == b"der"), "after expiry as well");
+    add_code(store, "B").await;
+    assert!(matches!(claim(store, "B", &key, NOW).await, Err(Error::KeyReused)));
+    store.revoke(serial, Reason::KeyCompromise, NOW).await.unwrap();
+    assert!(matches!(claim(store, "A", &key, NOW).await, Err(Error::Revoked)));
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_signer_frees_the_code() {
+    let Bench { store, .. } = &bench().await;
+    store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    let serial = crate::key::random_serial().unwrap();
+    let key = public_key();
+    store.claim(&Claimant { code_id: "A", key: &key, serial, now: NOW }).await.unwrap();
+    store.settle_refused(serial, "rate", NOW).await.unwrap();
+    assert_eq!(store.certificate(serial).await.unwrap().state, State::Refused);
+    assert!(matches!(claim(store, "A", &public_key(), NOW).await, Ok(Claim::Sign(_))));
+}
+
+#[tokio::test]
+async fn a_suspended_office_gets_no_certificate_for_a_code_it_has() {
+    let Bench { store, .. } = &bench().await;
+    let (office, _) = store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    store.set_suspended(office.data.number, true, "why").await.unwrap();
+    let refused = claim(store, "A", &public_key(), NOW).await;
+    assert!(matches!(refused, Err(Error::OfficeSuspended(_))));
+}
+
+#[tokio::test]
+async fn revoking_twice_gives_the_same_answer() {
+    let Bench { store, .. } = &bench().await;
+    store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    let (key, serial) = (public_key(), crate::key::random_serial().unwrap());
+    assert!(matches!(
+        store.revoke(serial, Reason::Superseded, NOW).await,
+        Err(Error::UnknownSerial(_))
+    ));
+    store.claim(&Claimant { code_id: "A", key: &key, serial, now: NOW }).await.unwrap();
+    store.settle_issued(serial, b"der", (NOW, NOW + 9), NOW).await.unwrap();
+    let first = store.revoke(serial, Reason::Superseded, NOW + 1).await.unwrap();
+    let second = store.revoke(serial, Reason::KeyCompromise, NOW + 2).await.unwrap();
+    assert_eq!(first, second);
+    let counts = store.counts().await.unwrap();
+    assert_eq!((counts.offices, counts.certificates, counts.revoked), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn the_change_log_is_gapless_and_chained_under_concurrent_writers() {
+    let Bench { store, .. } = &bench().await;
+    let tasks: Vec<_> = (0..20)
+        .map(|n| {
+            let store = store.clone();
+            let number = format!("13700000{n:02}").parse().unwrap();
+            let data = OfficeData { number, ..data("A") };
+            tokio::spawn(async move { store.add_office(data, NOW).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let changes = store.changes_after(0, 100).await.unwrap();
+    let mut head = GENESIS_HEAD.to_owned();
+    for (at, change) in changes.iter().enumerate() {
+        assert_eq!(change.seq, at as u64 + 1);
+        head = next_head(&head, change.seq, &serde_json::to_string(&change.fact).unwrap());
+        assert_eq!(change.head, head);
+    }
+    assert_eq!(changes.len(), 20);
+    assert_eq!(store.position().await.unwrap(), Position { seq: 20, head });
+    assert_eq!(*store.follow().borrow(), 20);
+}
