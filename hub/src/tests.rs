@@ -1,0 +1,10 @@
+//! The hub as a whole: its real routers on real unix sockets, with permits sealed by a test key.
+
+pub(crate) mod harness;
+mod permits;
+mod documents;
+mod care_plan_files;
+mod consents;
+mod notices;
+mod staff;
+mod feed;

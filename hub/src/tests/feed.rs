@@ -1,0 +1,129 @@
+//! The facts feed, read by the gateway's own subscriber.
+
+use std::time::Duration;
+
+use policies::feed::{Ack, Fact, Subscriber, Update};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::harness::*;
+
+struct Gateway {
+    subscriber: Subscriber,
+    lines: Lines<BufReader<OwnedReadHalf>>,
+    acks: OwnedWriteHalf,
+}
+
+impl Gateway {
+    async fn connect(hub: &TestHub) -> Self {
+        let stream = UnixStream::connect(hub.path("hub-feed.sock")).await.unwrap();
+        let (reading, acks) = stream.into_split();
+        let lines = BufReader::new(reading).lines();
+        Self { subscriber: hub.subscriber(), lines, acks }
+    }
+
+    async fn next(&mut self) -> Update {
+        let line = tokio::time::timeout(Duration::from_secs(2), self.lines.next_line());
+        let line = line.await.expect("a line within 2 s").unwrap().unwrap();
+        self.subscriber.accept(&line).unwrap()
+    }
+
+    async fn acknowledge(&mut self, gateway: &str) {
+        let (gateway, applied_seq) = (gateway.to_owned(), self.subscriber.applied_seq());
+        let line = serde_json::to_string(&Ack { gateway, applied_seq }).unwrap();
+        self.acks.write_all(format!("{line}\n").as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_subscriber_gets_snapshot_changes_and_heartbeats() {
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    let Update::Replace(facts) = gateway.next().await else { panic!("no snapshot") };
+    assert!(matches!(facts.as_slice(), [Fact::StaffKey { retired: false, .. }]), "{facts:?}");
+    assert_eq!(gateway.next().await, Update::Alive);
+    hub.go_live().await;
+    let Update::Apply(Fact::Sharing { from: Some(_), .. }) = gateway.next().await else {
+        panic!("no change")
+    };
+    assert_eq!(gateway.next().await, Update::Alive);
+    // A second subscriber starts from a snapshot that holds it all.
+    let mut other = Gateway::connect(&hub).await;
+    let Update::Replace(facts) = other.next().await else { panic!("no snapshot") };
+    assert_eq!(facts.len(), 2);
+    assert_eq!(other.subscriber.applied_seq(), gateway.subscriber.applied_seq());
+}
+
+#[tokio::test]
+async fn the_feed_has_no_gap_under_eight_writers() {
+    const WRITERS: u64 = 8;
+    const EACH: u64 = 20;
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    assert!(matches!(gateway.next().await, Update::Replace(_)));
+    let first = gateway.subscriber.applied_seq();
+    let writers = (0..WRITERS).map(|writer| {
+        let store = hub.hub.clone();
+        tokio::spawn(async move {
+            for n in 0..EACH {
+                let mut tx = store.store.write().await.unwrap();
+                let insurer = format!("{:06}", 100_000 + writer).parse().unwrap();
+                tx.publish(&Fact::Sharing { insurer, from: Some(n) }).await.unwrap();
+                if n % 5 == 4 {
+                    drop(tx);
+                } else {
+                    tx.commit().await.unwrap();
+                }
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    let expected = first + WRITERS * EACH * 4 / 5;
+    while gateway.subscriber.applied_seq() < expected {
+        gateway.next().await;
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert_eq!(hub.hub.store.seq(), expected);
+    assert_eq!(gateway.next().await, Update::Alive);
+}
+
+#[tokio::test]
+async fn status_and_wait_tell_what_gateways_have_applied() {
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    gateway.next().await;
+    gateway.acknowledge("unknown").await;
+    gateway.acknowledge("gw-1").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let status = hub.admin("GET", "/status", Value::Null).await.expect(200);
+    assert_eq!(status["gateways"].as_array().unwrap().len(), 1);
+    assert_eq!(status["gateways"][0]["applied_seq"], 1);
+    assert!(status["gateways"][0]["heard_ms_ago"].as_u64().unwrap() < 1_500);
+
+    let body =
+        json!({"office":"1370000001","insured":insured(),"reason":"t","operator":"o","wait":true});
+    let (answer, ()) = tokio::join!(hub.admin("POST", "/registrations", body.clone()), async {
+        assert!(matches!(gateway.next().await, Update::Apply(Fact::Registration { .. })));
+        gateway.acknowledge("gw-1").await;
+    });
+    assert_eq!(answer.expect(201), json!({"seq": 2, "acknowledged": true}));
+
+    let mut unheard = body;
+    unheard["wait"] = false.into();
+    let answer = hub.admin("POST", "/registrations", unheard).await.expect(201);
+    assert_eq!(answer, json!({"seq": 3, "acknowledged": false, "missing": ["gw-1"]}));
+}
+
+#[tokio::test]
+async fn a_subscriber_that_talks_nonsense_is_dropped() {
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    gateway.next().await;
+    gateway.acks.write_all(b"hello\n").await.unwrap();
+    let end = async { while let Ok(Some(_)) = gateway.lines.next_line().await {} };
+    tokio::time::timeout(Duration::from_secs(2), end).await.expect("dropped");
+}

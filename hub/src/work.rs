@@ -1,0 +1,172 @@
+//! One audited write: intent → transaction → effect → outcome.
+//!
+//! ```text
+//!  begin ── Intent appended, BEGIN IMMEDIATE ──► handler checks and writes ──► finish
+//!   finish(Ok):  Intent durable → COMMIT → Effect, Outcome("done") durable → answer
+//!   finish(Err): ROLLBACK → Outcome(code) → refusal
+//! ```
+//!
+//! Invariants: no row is committed before its intent is on disk; an effect is recorded only after
+//! the commit, so that the log never claims what did not happen. An intent without an outcome shows
+//! that the hub was stopped in between: the rows, which carry the request id, tell how it ended.
+
+use std::time::Duration;
+
+use audit_log::{Event, Receipt};
+use policies::feed::Fact;
+use policies::permit::PermitClaims;
+use sqlx::sqlite::SqliteConnection;
+
+use crate::Hub;
+use crate::refusal::Refusal;
+use crate::store::WriteTx;
+
+/// Who does what to what: the fields that intent, effect and outcome share.
+#[derive(Debug, Clone)]
+pub(crate) struct Deed {
+    request_id: Option<String>,
+    actor: String,
+    action: String,
+    object: String,
+    detail: String,
+}
+
+impl Deed {
+    /// A deed that a permitted request asks for. The person appears under the pseudonym.
+    pub(crate) fn of(hub: &Hub, claims: &PermitClaims) -> Self {
+        let staff = claims.staff.as_ref().map(|staff| format!(" staff {}", staff.id));
+        let object = match (&claims.insured, &claims.insurer) {
+            (Some(insured), _) => hub.pseudonym.of(&insured.to_string()),
+            (None, Some(insurer)) => format!("municipality/{insurer}"),
+            (None, None) => claims.principal.party(),
+        };
+        Self {
+            request_id: Some(claims.request_id.clone()),
+            actor: format!("{}{}", claims.principal.path(), staff.unwrap_or_default()),
+            action: claims.operation.clone(),
+            object,
+            detail: String::new(),
+        }
+    }
+
+    /// A deed of the operator, or of the hub itself.
+    pub(crate) fn by_operator(operator: &str, action: &str, object: String) -> Self {
+        Self {
+            request_id: None,
+            actor: format!("operator/{operator}"),
+            action: action.to_owned(),
+            object,
+            detail: String::new(),
+        }
+    }
+
+    /// Adds technical detail, one line without personal data.
+    pub(crate) fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = detail.into();
+        self
+    }
+
+    fn intent(&self) -> Event {
+        let Self { request_id, actor, action, object, detail } = self.clone();
+        Event::Intent { request_id, actor, action, object, detail }
+    }
+
+    fn effect(&self, effect: &str) -> Event {
+        let Self { request_id, actor, action, object, .. } = self.clone();
+        Event::Effect { request_id, actor, action, object, detail: effect.to_owned() }
+    }
+
+    fn outcome(&self, result: &str) -> Event {
+        let Self { request_id, actor, action, object, detail } = self.clone();
+        Event::Outcome { request_id, actor, action, object, result: result.to_owned(), detail }
+    }
+}
+
+/// A write that has begun. Dropped without [`Work::finish`], nothing of it remains but its intent.
+pub(crate) struct Work {
+    hub: Hub,
+    tx: WriteTx,
+    deed: Deed,
+    intent: Receipt,
+    effect: String,
+}
+
+impl Work {
+    /// Announces `deed` and begins the transaction.
+    ///
+    /// # Errors
+    /// `audit_unavailable` when the log cannot be written; a failure of the database.
+    pub(crate) async fn begin(hub: &Hub, deed: Deed) -> Result<Self, Refusal> {
+        let intent = hub.audit.append(&deed.intent())?;
+        let tx = match hub.store.write().await {
+            Ok(tx) => tx,
+            Err(error) => {
+                let refusal = Refusal::from(error);
+                hub.audit.append(&deed.outcome(&refusal.code()))?.durable().await?;
+                return Err(refusal);
+            }
+        };
+        Ok(Self { hub: hub.clone(), tx, deed, intent, effect: String::new() })
+    }
+
+    /// The connection, to read and write rows.
+    pub(crate) fn conn(&mut self) -> &mut SqliteConnection {
+        self.tx.conn()
+    }
+
+    /// Publishes a fact with the rows of this write.
+    pub(crate) async fn publish(&mut self, fact: &Fact) -> Result<(), Refusal> {
+        Ok(self.tx.publish(fact).await?)
+    }
+
+    /// Publishes a fact unless it is current already.
+    pub(crate) async fn publish_new(&mut self, fact: &Fact) -> Result<(), Refusal> {
+        Ok(self.tx.publish_new(fact).await?)
+    }
+
+    /// What the effect record will say was changed.
+    pub(crate) fn effect(&mut self, effect: impl Into<String>) {
+        self.effect = effect.into();
+    }
+
+    /// Commits what was written, or rolls it back, and records how it ended. With an `Ok` the
+    /// gateways that listen have the published facts when this returns, unless they are slow.
+    pub(crate) async fn finish<T>(self, result: Result<T, Refusal>) -> Result<T, Refusal> {
+        self.finish_with_seq(result).await.map(|(value, _)| value)
+    }
+
+    /// As [`Work::finish`]; also gives the sequence number of the last published fact.
+    pub(crate) async fn finish_with_seq<T>(
+        self,
+        result: Result<T, Refusal>,
+    ) -> Result<(T, Option<u64>), Refusal> {
+        let Self { hub, tx, deed, intent, effect } = self;
+        let value = match result {
+            Ok(value) => value,
+            Err(refusal) => {
+                drop(tx);
+                hub.audit.append(&deed.outcome(&refusal.code()))?.durable().await?;
+                return Err(refusal);
+            }
+        };
+        intent.durable().await?;
+        let seq = match tx.commit().await {
+            Ok(seq) => seq,
+            Err(error) => {
+                hub.audit.append(&deed.outcome("commit_failed"))?.durable().await?;
+                return Err(error.into());
+            }
+        };
+        // Records reach the disk in order: with the outcome, the effect is durable too.
+        drop(hub.audit.append(&deed.effect(&effect))?);
+        hub.audit.append(&deed.outcome("done"))?.durable().await?;
+        if let Some(seq) = seq {
+            hub.gateways.settle(seq, SETTLE_MAX).await;
+        }
+        Ok((value, seq))
+    }
+}
+
+/// How long a write waits for the gateways that listen to apply its facts, so that the client's
+/// next request is decided from them. The write itself does not depend on it.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
