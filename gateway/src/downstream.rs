@@ -204,6 +204,21 @@ impl DownstreamStream {
     }
 }
 
+impl Drop for DownstreamStream {
+    /// Tells the peer that nothing follows (RFC 8446 §6.1), as far as the socket takes it at once:
+    /// without it an ended connection looks like a truncated one.
+    fn drop(&mut self) {
+        if !self.held.is_empty() {
+            return;
+        }
+        let (tcp, session) = self.tls.get_mut();
+        session.send_close_notify();
+        let mut alert = Vec::new();
+        while session.wants_write() && session.write_tls(&mut alert).is_ok() {}
+        let _ = tcp.try_write(&alert);
+    }
+}
+
 /// The connection that a pingora session runs on.
 pub fn connection_of(digest: Option<&pingora_core::protocols::Digest>) -> Option<Arc<Connection>> {
     let carried = digest?.proxy_digest.as_ref()?.user_data.as_ref()?;

@@ -9,11 +9,13 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use rustls::HandshakeKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -77,7 +79,7 @@ impl Listener {
                 Err(error) => {
                     // Most often out of file descriptors: give the open connections time to end.
                     tracing::warn!(%error, "cannot accept");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     continue;
                 }
             };
@@ -100,7 +102,10 @@ impl Listener {
         let _ = tcp.set_nodelay(true);
         let stream = match self.handshake(tcp, address).await {
             Ok(stream) => stream,
-            Err(failure) => return self.record(address, &failure),
+            Err((failure, tcp)) => {
+                self.record(address, &failure);
+                return linger(tcp).await;
+            }
         };
         drop(slot);
         // What pingora hands back has no further use: its loop served every request.
@@ -111,16 +116,27 @@ impl Listener {
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-    ) -> Result<DownstreamStream, Failure> {
-        let tls = timeout(self.limits.handshake_timeout, self.accept(tcp))
+    ) -> Result<DownstreamStream, (Failure, Option<TcpStream>)> {
+        let mut tls = timeout(self.limits.handshake_timeout, self.accept(tcp))
             .await
-            .map_err(|_| Failure::Timeout)??;
-        let connection = self.admit(&tls, address)?;
-        DownstreamStream::new(tls, connection).map_err(Failure::Tls)
+            .unwrap_or(Err((Failure::Timeout, None)))?;
+        match self.admit(&tls, address) {
+            Ok(connection) => {
+                DownstreamStream::new(tls, connection).map_err(|error| (Failure::Tls(error), None))
+            }
+            Err(failure) => {
+                // The peer may be gone already; the refusal stands either way.
+                let _ = timeout(LINGER, tls.shutdown()).await;
+                Err((failure, Some(tls.into_inner().0)))
+            }
+        }
     }
 
-    async fn accept(&self, tcp: TcpStream) -> Result<TlsStream<TcpStream>, Failure> {
-        let mut accept = Box::pin(self.acceptor.accept(tcp));
+    async fn accept(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, (Failure, Option<TcpStream>)> {
+        let mut accept = Box::pin(self.acceptor.accept(tcp).into_fallible());
         let mut refused = None;
         let accepted = poll_fn(|context| {
             let polled = accept.as_mut().poll(context);
@@ -129,9 +145,9 @@ impl Listener {
             polled
         })
         .await;
-        accepted.map_err(|error| match refused {
-            Some(refused) => Failure::Certificate(refused),
-            None => Failure::Tls(error),
+        accepted.map_err(|(error, tcp)| match refused {
+            Some(refused) => (Failure::Certificate(refused), Some(tcp)),
+            None => (Failure::Tls(error), Some(tcp)),
         })
     }
 
@@ -174,3 +190,17 @@ impl Listener {
         self.recorder.handshake_failed(address, reason, &detail, refused);
     }
 }
+
+/// Lets the alert arrive: a socket closed with unread bytes is reset, and the peer then sees a
+/// broken connection instead of the reason.
+async fn linger(tcp: Option<TcpStream>) {
+    let Some(mut tcp) = tcp else {
+        return;
+    };
+    let _ = tcp.shutdown().await;
+    let mut rest = tcp.take(LINGER_BYTES_MAX);
+    let _ = timeout(LINGER, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+}
+
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES_MAX: u64 = 64 * 1024;

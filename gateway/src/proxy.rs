@@ -6,6 +6,7 @@
 //!  upstream_peer             upstream::peer(&Permit)
 //!  upstream_request_filter   upstream::prepare(&Permit): identity headers out, ours in
 //!  response_filter           decide again if facts moved; the record is on disk
+//!  response_body_filter      what was withheld does not leave
 //!  fail_to_proxy             one clear error
 //!  logging                   completion record, metrics
 //! ```
@@ -49,6 +50,16 @@ pub struct RequestContext {
     refused: ReasonSet,
     status: Option<u16>,
     body_bytes: u64,
+    withheld: Withheld,
+}
+
+/// Whether the hub's body passes, or was withheld after the hub had answered already.
+enum Withheld {
+    No,
+    /// The refusal takes the place of the hub's body.
+    Replace(Bytes),
+    /// The refusal was sent; the rest of the hub's body is dropped.
+    Drop,
 }
 
 impl Gateway {
@@ -155,6 +166,7 @@ impl ProxyHttp for Gateway {
             refused: ReasonSet::EMPTY,
             status: None,
             body_bytes: 0,
+            withheld: Withheld::No,
         }
     }
 
@@ -225,14 +237,33 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         let is_read = session.req_header().method == Method::GET;
         if let Err(reasons) = self.release(context, is_read).await {
+            // The hub's answer never leaves; the client's connection stays as good as it was.
             context.refused = reasons;
-            let status = ErrorType::HTTPStatus(primary(reasons).status());
-            return Err(Error::explain(status, "permit no longer holds"));
+            let body = refusal_body(reasons, &context.request_id);
+            let status = primary(reasons).status();
+            *response = refusal_head(status, &body, &context.request_id)?;
+            context.withheld = Withheld::Replace(body);
+            return Ok(());
         }
         response.remove_header(&http::header::SERVER);
         response.insert_header("sekisho-request-id", &context.request_id)?;
         response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
         Ok(())
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        context: &mut RequestContext,
+    ) -> Result<Option<std::time::Duration>> {
+        match std::mem::replace(&mut context.withheld, Withheld::Drop) {
+            Withheld::No => context.withheld = Withheld::No,
+            Withheld::Replace(refusal) => *body = Some(refusal),
+            Withheld::Drop => *body = None,
+        }
+        Ok(None)
     }
 
     async fn fail_to_proxy(
@@ -319,7 +350,21 @@ async fn respond(
     reasons: ReasonSet,
     request_id: &str,
 ) -> Result<()> {
-    let body = Bytes::from(ErrorBody::new(reasons, request_id).to_json());
+    let body = refusal_body(reasons, request_id);
+    let response = refusal_head(status, &body, request_id)?;
+    let is_head = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(response), is_head).await?;
+    if is_head {
+        return Ok(());
+    }
+    session.write_response_body(Some(body), true).await
+}
+
+fn refusal_body(reasons: ReasonSet, request_id: &str) -> Bytes {
+    Bytes::from(ErrorBody::new(reasons, request_id).to_json())
+}
+
+fn refusal_head(status: u16, body: &Bytes, request_id: &str) -> Result<ResponseHeader> {
     let mut response = ResponseHeader::build(status, Some(5))?;
     response.insert_header(http::header::CONTENT_TYPE, "application/json; charset=utf-8")?;
     response.insert_header(http::header::CONTENT_LENGTH, body.len())?;
@@ -328,12 +373,7 @@ async fn respond(
     if status == 401 {
         response.insert_header(http::header::WWW_AUTHENTICATE, "Bearer")?;
     }
-    let is_head = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(response), is_head).await?;
-    if is_head {
-        return Ok(());
-    }
-    session.write_response_body(Some(body), true).await
+    Ok(response)
 }
 
 /// 24 hex digits: Unix milliseconds, so that ids sort by time, then 52 random bits.

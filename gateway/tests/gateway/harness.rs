@@ -62,10 +62,7 @@ impl Pki {
         params.extended_key_usages = vec![usage];
         params.serial_number = Some(SerialNumber::from_slice(&[serial; 16]));
         // certificatePolicies with the one policy 2.999.1.1.1
-        let policies = [0x30, 0x08, 0x30, 0x06, 0x06, 0x04, 0x88, 0x37, 0x01, 0x01];
-        let mut policies = policies.to_vec();
-        policies.push(0x01);
-        (policies[1], policies[3], policies[5]) = (0x09, 0x07, 0x05);
+        let policies = vec![0x30, 0x09, 0x30, 0x07, 0x06, 0x05, 0x88, 0x37, 0x01, 0x01, 0x01];
         let extension = CustomExtension::from_oid_content(&[2, 5, 29, 32], policies);
         params.custom_extensions = vec![extension];
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
@@ -261,6 +258,16 @@ impl World {
 
     pub async fn client(&self, party: &Party) -> Client {
         self.connect(Arc::new(self.client_config(Some(party)))).await.unwrap()
+    }
+
+    /// One answer of the admin listener, head and body.
+    pub async fn admin_get(&self, path: &str) -> String {
+        let mut tcp = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     /// The audit log as text, once it holds `wanted`.

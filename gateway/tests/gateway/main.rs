@@ -1,6 +1,7 @@
 //! The gateway as its clients meet it, with feeds and hub driven by the test.
 
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no readers of its API")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod harness;
 
@@ -205,4 +206,23 @@ async fn a_suspended_office_is_cut_and_refused() {
     {
         assert_eq!(code(&reply), "office_suspended");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_and_metrics_are_served_on_loopback() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    assert_eq!(client.get(SURVEY, &headers).await.unwrap().status, 403);
+    let ready = world.admin_get("/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 200") && ready.contains(r#""ready":true"#), "{ready}");
+    // The counter moves after the response has left.
+    let counted = r#"sekisho_requests_total{decision="deny",reason="consent_required"} 1"#;
+    for _ in 0..50 {
+        if world.admin_get("/metrics").await.contains(counted) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{}", world.admin_get("/metrics").await);
 }

@@ -1,0 +1,271 @@
+//! One program as a process: start it, wait until it says that it is ready, end it.
+//!
+//! The standard input of every part is a pipe held by the supervisor: when the supervisor dies,
+//! however it dies, the parts read its end and leave (`--supervised`).
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::Value;
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::exit::{BAD_USAGE, usage};
+use crate::layout::{Layout, Part};
+
+/// How one part is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    /// The part.
+    pub(crate) part: Part,
+    program: PathBuf,
+    config: PathBuf,
+    ready_file: PathBuf,
+    log: PathBuf,
+}
+
+/// A started part.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// The process.
+    pub(crate) child: Child,
+    /// Its standard input, held apart because waiting for a child closes its own.
+    input: Option<ChildStdin>,
+    /// When it was started.
+    pub(crate) started: Instant,
+    log_offset: u64,
+}
+
+impl Spec {
+    /// The program lies beside this one.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) fn new(layout: &Layout, part: Part) -> anyhow::Result<Self> {
+        Ok(Self {
+            part,
+            program: program(part.program())?,
+            config: layout.config(part),
+            ready_file: layout.ready_file(part),
+            log: layout.log(part),
+        })
+    }
+
+    /// Starts the process, in its own process group so that a terminal's Ctrl-C reaches only the
+    /// supervisor.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn spawn(&self) -> anyhow::Result<Running> {
+        if self.ready_file.exists() {
+            std::fs::remove_file(&self.ready_file)
+                .with_context(|| format!("file `{}`", self.ready_file.display()))?;
+        }
+        let (log, log_offset) = open_log(&self.log)?;
+        let mut child = Command::new(&self.program)
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--supervised")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("program `{}` cannot be started", self.program.display()))?;
+        let input = child.stdin.take();
+        Ok(Running { child, input, started: Instant::now(), log_offset })
+    }
+
+    /// Waits until the process is ready; returns the addresses that it tells.
+    ///
+    /// # Errors
+    /// When it ends first or is not ready after [`READY_TIMEOUT`]; with its last error line.
+    pub(crate) async fn ready(&self, running: &mut Running) -> anyhow::Result<Value> {
+        let deadline = Instant::now() + READY_TIMEOUT;
+        loop {
+            if let Some(status) = running.child.try_wait()? {
+                let how = self.how_it_ended(status, running);
+                let bad_usage = status.code() == Some(i32::from(BAD_USAGE));
+                return Err(if bad_usage { usage(how) } else { anyhow::anyhow!(how) });
+            }
+            if let Some(addresses) = self.told_addresses(running.child.id()) {
+                return Ok(addresses);
+            }
+            if Instant::now() >= deadline {
+                anyhow::bail!(
+                    "{} was not ready after {} s: {}",
+                    self.part.program(),
+                    READY_TIMEOUT.as_secs(),
+                    self.last_words(running)
+                );
+            }
+            tokio::time::sleep(READY_POLL).await;
+        }
+    }
+
+    fn told_addresses(&self, pid: Option<u32>) -> Option<Value> {
+        let text = std::fs::read_to_string(&self.ready_file).ok()?;
+        let told: Value = serde_json::from_str(&text).ok()?;
+        let same = told.get("pid").and_then(Value::as_u64) == pid.map(u64::from);
+        same.then(|| told.get("addresses").cloned().unwrap_or(Value::Null))
+    }
+
+    /// How the process ended, with its last error line.
+    pub(crate) fn how_it_ended(&self, status: ExitStatus, running: &Running) -> String {
+        let how = match (status.code(), status.signal()) {
+            (Some(code), _) => format!("exit code {code}"),
+            (None, Some(signal)) => format!("killed by signal {signal}"),
+            (None, None) => "ended".to_owned(),
+        };
+        if status.code().is_some() {
+            format!("{} ended ({how}): {}", self.part.program(), self.last_words(running))
+        } else {
+            format!("{} ended ({how})", self.part.program())
+        }
+    }
+
+    fn last_words(&self, running: &Running) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        let from = usize::try_from(running.log_offset).unwrap_or_default();
+        let text = String::from_utf8_lossy(log.get(from..).unwrap_or_default()).into_owned();
+        last_error_line(&text).unwrap_or_else(|| format!("see `{}`", self.log.display()))
+    }
+}
+
+impl Running {
+    /// Ends the process: its input is closed and it gets SIGTERM; SIGKILL after
+    /// [`STOP_TIMEOUT`]. Returns whether it ended by itself.
+    pub(crate) async fn stop(mut self) -> bool {
+        drop(self.input.take());
+        signal(self.child.id(), rustix::process::Signal::TERM);
+        let ended = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_ok();
+        if !ended {
+            let _already_gone = self.child.kill().await;
+        }
+        ended
+    }
+}
+
+/// Sends a signal to a process; a process that is gone is no error.
+pub(crate) fn signal(pid: Option<u32>, signal: rustix::process::Signal) {
+    let pid = pid.and_then(|pid| i32::try_from(pid).ok()).and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _already_gone = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// A program of the box, beside this one.
+///
+/// # Errors
+/// When it is not there.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("own program file is not known")?;
+    let path = own.with_file_name(name);
+    anyhow::ensure!(
+        path.is_file(),
+        "program `{}` is missing: build or install it beside `{}`",
+        path.display(),
+        own.display()
+    );
+    Ok(path)
+}
+
+/// Opens a log for appending, mode 0600; one beyond [`LOG_BYTES_MAX`] is first put aside as `.1`.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn open_log(path: &Path) -> anyhow::Result<(std::fs::File, u64)> {
+    let unusable = || format!("log file `{}` cannot be written", path.display());
+    let length = std::fs::metadata(path).map(|found| found.len()).unwrap_or_default();
+    if length > LOG_BYTES_MAX {
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".1");
+        std::fs::rename(path, aside).with_context(unusable)?;
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(unusable)?;
+    let offset = file.metadata().with_context(unusable)?.len();
+    Ok((file, offset))
+}
+
+/// The last lines of a log that tell of an error: every `error: …` line at its end, else the
+/// message of a JSON line of level ERROR, else what a panic said, else the last line.
+pub(crate) fn last_error_line(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let plain: Vec<&str> = lines
+        .iter()
+        .rev()
+        .skip_while(|line| !line.starts_with("error: "))
+        .map_while(|line| line.strip_prefix("error: "))
+        .collect();
+    if !plain.is_empty() {
+        return Some(plain.into_iter().rev().collect::<Vec<_>>().join("; "));
+    }
+    let panicked = || {
+        let at = lines.iter().rposition(|line| line.contains("panicked at "))?;
+        lines.get(at + 1).map(|said| format!("it broke off: {said}"))
+    };
+    let of_json = lines.iter().rev().find_map(|line| error_of_json(line));
+    of_json.or_else(panicked).or_else(|| lines.last().map(|line| (*line).to_owned()))
+}
+
+fn error_of_json(line: &str) -> Option<String> {
+    let record: Value = serde_json::from_str(line).ok()?;
+    let is_error = record.get("level").and_then(Value::as_str) == Some("ERROR");
+    let message = record.get("fields").and_then(|fields| fields.get("message"));
+    is_error.then(|| message.and_then(Value::as_str).unwrap_or(line).to_owned())
+}
+
+/// How long a part may take to become ready.
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often the ready file is looked for.
+const READY_POLL: Duration = Duration::from_millis(30);
+
+/// How long a part may take to end.
+pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A log longer than this is put aside at the next start, in bytes.
+const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_line_is_found_among_json_lines() {
+        for (name, log, expected) in [
+            (
+                "plain",
+                "{\"level\":\"INFO\"}\nerror: no key `x`\n{\"level\":\"INFO\"}\n",
+                "no key `x`",
+            ),
+            ("json", "{\"level\":\"ERROR\",\"fields\":{\"message\":\"boom\"}}\n{}\n", "boom"),
+            ("several", "x\nerror: a\nerror: b\n", "a; b"),
+            ("panic", "thread 'main' panicked at a.rs:1:2:\nboom\nnote: x\n", "it broke off: boom"),
+            ("other", "Illegal instruction\n\n", "Illegal instruction"),
+        ] {
+            assert_eq!(last_error_line(log).as_deref(), Some(expected), "{name}");
+        }
+        assert_eq!(last_error_line(""), None);
+    }
+
+    #[test]
+    fn a_long_log_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hub.log");
+        std::fs::File::create(&path).unwrap().set_len(LOG_BYTES_MAX + 1).unwrap();
+        let (_, offset) = open_log(&path).unwrap();
+        assert_eq!(offset, 0);
+        assert!(folder.path().join("hub.log.1").exists());
+    }
+}

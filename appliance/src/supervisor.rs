@@ -1,0 +1,337 @@
+//! Starts the four parts in order, keeps them running, and stops them in reverse order.
+//!
+//! ```text
+//!  signer ─► ra ─► hub ─► gateway ─► /readyz 200 ─► up
+//! ```
+//!
+//! Invariants: the box is up only when every part is ready; a start that fails half-way stops what
+//! it started; `run/supervisor.json` is replaced as a whole on every change.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::admin;
+use crate::clock;
+use crate::files;
+use crate::layout::{Layout, Part};
+use crate::output::progress;
+use crate::part::Record;
+use crate::part_config;
+use crate::process::{READY_TIMEOUT, Running, Spec};
+
+/// What the whole box is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Phase {
+    /// Parts are being started for the first time.
+    Starting,
+    /// Every part was ready; whoever dies is restarted.
+    Up,
+    /// Parts are being stopped.
+    Stopping,
+}
+
+/// What `run/supervisor.json` holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Status {
+    /// The supervisor's process.
+    pub(crate) pid: u32,
+    /// What the box is doing.
+    pub(crate) phase: Phase,
+    /// When the supervisor started, RFC 3339.
+    pub(crate) started_at: String,
+    /// The parts, in the order of starting.
+    pub(crate) parts: Vec<Record>,
+    /// `gateway`, `enrol` and `admin`, where they are known.
+    pub(crate) addresses: BTreeMap<String, SocketAddr>,
+}
+
+impl Status {
+    /// Reads the file of a folder; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub(crate) fn read(layout: &Layout) -> anyhow::Result<Option<Self>> {
+        let path = status_file(layout);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = files::read_text(&path)?;
+        let status = serde_json::from_str(&text)
+            .with_context(|| format!("file `{}` is not understood", path.display()))?;
+        Ok(Some(status))
+    }
+
+    /// One address of the running box.
+    ///
+    /// # Errors
+    /// When it is not known.
+    pub(crate) fn address(&self, name: &str) -> anyhow::Result<SocketAddr> {
+        self.addresses
+            .get(name)
+            .copied()
+            .with_context(|| format!("the box has told no `{name}` address: see `sekisho status`"))
+    }
+}
+
+/// The file in which the supervisor says what it does.
+pub(crate) fn status_file(layout: &Layout) -> PathBuf {
+    layout.run("supervisor.json")
+}
+
+/// The running box.
+pub(crate) struct Supervisor {
+    layout: Layout,
+    shared: Arc<Shared>,
+    watchers: Vec<Watcher>,
+}
+
+struct Watcher {
+    part: Part,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+struct Shared {
+    file: PathBuf,
+    status: Mutex<Status>,
+}
+
+impl Supervisor {
+    /// A supervisor that has started nothing yet.
+    pub(crate) fn new(layout: &Layout) -> Self {
+        let status = Status {
+            pid: std::process::id(),
+            phase: Phase::Starting,
+            started_at: clock::now_text(),
+            parts: Part::ALL.iter().map(|part| Record::new(part.as_str())).collect(),
+            addresses: BTreeMap::new(),
+        };
+        let shared = Shared { file: status_file(layout), status: Mutex::new(status) };
+        Self { layout: layout.clone(), shared: Arc::new(shared), watchers: Vec::new() }
+    }
+
+    /// Starts every part in order and waits until the gateway says that it is ready.
+    ///
+    /// # Errors
+    /// When a part does not become ready; the caller then calls [`Supervisor::stop`].
+    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
+        let specs: Vec<Spec> = Part::ALL
+            .iter()
+            .map(|part| Spec::new(&self.layout, *part))
+            .collect::<anyhow::Result<_>>()?;
+        for spec in specs {
+            self.start_part(spec).await?;
+        }
+        self.keep_ports()?;
+        gateway_is_ready(&self.shared.snapshot()).await?;
+        self.shared.change(|status| status.phase = Phase::Up);
+        Ok(())
+    }
+
+    /// The current state.
+    pub(crate) fn status(&self) -> Status {
+        self.shared.snapshot()
+    }
+
+    /// Stops every part in reverse order and removes `run/supervisor.json`.
+    pub(crate) async fn stop(mut self) {
+        self.shared.change(|status| status.phase = Phase::Stopping);
+        while let Some(watcher) = self.watchers.pop() {
+            progress(&format!("stopping {}", watcher.part.as_str()));
+            let _already_gone = watcher.stop.send(());
+            let _joined = watcher.task.await;
+        }
+        let _already_gone = std::fs::remove_file(&self.shared.file);
+    }
+
+    async fn start_part(&mut self, spec: Spec) -> anyhow::Result<()> {
+        let part = spec.part;
+        progress(&format!("starting {}", part.as_str()));
+        let mut running = spec.spawn()?;
+        self.shared.record(part, |record| record.spawned(running.child.id()));
+        match spec.ready(&mut running).await {
+            Ok(addresses) => self.shared.ready(part, &addresses),
+            Err(error) => {
+                running.stop().await;
+                self.shared.record(part, Record::stopped);
+                return Err(error);
+            }
+        }
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(watch(spec, running, Arc::clone(&self.shared), stopped));
+        self.watchers.push(Watcher { part, stop, task });
+        Ok(())
+    }
+
+    /// A listener on port 0 got a free port: writes it down, so that a restarted part comes back
+    /// on the same one.
+    fn keep_ports(&self) -> anyhow::Result<()> {
+        let status = self.shared.snapshot();
+        for (part, key, name) in LISTENERS {
+            let Some(address) = status.addresses.get(name) else { continue };
+            let configured = part_config::value(&self.layout, part, key)?;
+            if configured.parse::<SocketAddr>().is_ok_and(|written| written.port() == 0) {
+                part_config::change(&self.layout, part, key, &address.to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn snapshot(&self) -> Status {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Status) -> T) -> T {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut status);
+        let text = serde_json::to_string_pretty(&*status).unwrap_or_default();
+        if let Err(error) = files::write_private(&self.file, text.as_bytes()) {
+            progress(&format!("warning: {error:#}"));
+        }
+        result
+    }
+
+    fn record<T>(&self, part: Part, change: impl FnOnce(&mut Record) -> T) -> Option<T> {
+        self.change(|status| {
+            status.parts.iter_mut().find(|record| record.name == part.as_str()).map(change)
+        })
+    }
+
+    fn ready(&self, part: Part, told: &Value) {
+        self.record(part, |record| record.ready(clock::now_text()));
+        self.change(|status| {
+            for (listener, _, name) in LISTENERS.iter().filter(|(owner, ..)| *owner == part) {
+                let key = told_key(*listener, name);
+                let address = told.get(key).and_then(Value::as_str).and_then(|t| t.parse().ok());
+                if let Some(address) = address {
+                    status.addresses.insert((*name).to_owned(), address);
+                }
+            }
+        });
+    }
+
+    fn exited(&self, part: Part, how: &str, lived: Duration) -> Duration {
+        let delay = self.record(part, |record| record.exited(how.to_owned(), lived));
+        let delay = delay.unwrap_or(crate::part::BACKOFF_MAX);
+        progress(&format!("{how}; starting it again in {} ms", delay.as_millis()));
+        delay
+    }
+}
+
+/// The key under which a part's ready file tells an address.
+fn told_key(part: Part, name: &str) -> &'static str {
+    if part == Part::Gateway && name == "admin" { "admin" } else { "public" }
+}
+
+/// Restarts the part whenever it dies, until told to stop.
+async fn watch(
+    spec: Spec,
+    mut running: Running,
+    shared: Arc<Shared>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    loop {
+        let ended = tokio::select! {
+            ended = running.child.wait() => ended,
+            _ = &mut stop => break,
+        };
+        let how = match ended {
+            Ok(status) => spec.how_it_ended(status, &running),
+            Err(error) => format!("{} ended: {error}", spec.part.program()),
+        };
+        let delay = shared.exited(spec.part, &how, running.started.elapsed());
+        match restart(&spec, &shared, delay, &mut stop).await {
+            Some(restarted) => running = restarted,
+            None => {
+                shared.record(spec.part, Record::stopped);
+                return;
+            }
+        }
+    }
+    shared.record(spec.part, Record::stopping);
+    if !running.stop().await {
+        progress(&format!("{} did not end in time and was killed", spec.part.program()));
+    }
+    shared.record(spec.part, Record::stopped);
+}
+
+/// Tries until the part is ready; `None` when told to stop.
+async fn restart(
+    spec: &Spec,
+    shared: &Shared,
+    mut delay: Duration,
+    stop: &mut oneshot::Receiver<()>,
+) -> Option<Running> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = &mut *stop => return None,
+        }
+        let started = Instant::now();
+        let mut running = match spec.spawn() {
+            Ok(running) => running,
+            Err(error) => {
+                delay = shared.exited(spec.part, &format!("{error:#}"), started.elapsed());
+                continue;
+            }
+        };
+        shared.record(spec.part, |record| record.spawned(running.child.id()));
+        let ready = tokio::select! {
+            ready = spec.ready(&mut running) => Some(ready),
+            _ = &mut *stop => None,
+        };
+        match ready {
+            Some(Ok(addresses)) => {
+                shared.ready(spec.part, &addresses);
+                progress(&format!("{} is up again", spec.part.program()));
+                return Some(running);
+            }
+            Some(Err(error)) => {
+                running.stop().await;
+                delay = shared.exited(spec.part, &format!("{error:#}"), started.elapsed());
+            }
+            None => {
+                running.stop().await;
+                return None;
+            }
+        }
+    }
+}
+
+async fn gateway_is_ready(status: &Status) -> anyhow::Result<()> {
+    let address = status.address("admin")?.to_string();
+    let deadline = Instant::now() + READY_TIMEOUT;
+    loop {
+        let answer = admin::get_plain(&address, "/readyz").await;
+        if answer.as_ref().is_ok_and(|answer| answer.status == 200) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let why = match answer {
+                Ok(answer) => answer.body.to_string(),
+                Err(error) => format!("{error:#}"),
+            };
+            anyhow::bail!("the gateway runs but is not ready: {why}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Which part listens where: part, key in its file, name in `addresses`.
+pub(crate) const LISTENERS: [(Part, &str, &str); 3] = [
+    (Part::Gateway, "listen", "gateway"),
+    (Part::Ra, "listen", "enrol"),
+    (Part::Gateway, "admin_listen", "admin"),
+];

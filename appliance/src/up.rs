@@ -1,0 +1,392 @@
+//! `sekisho up`: makes or keeps the data folder, starts the box, supervises it.
+//!
+//! ```text
+//!  up ──► prepare (folders, secrets, CA, configs) ──► supervisor ──► ready ──► demo ──► wait
+//!  up --detach ──► the same in a background process; returns when it is ready
+//! ```
+//!
+//! Idempotent: nothing that exists is replaced, and a box that already runs is left running.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::Context;
+use crate::demo;
+use crate::down;
+use crate::exit::{BAD_USAGE, usage};
+use crate::files;
+use crate::layout::{Layout, Part};
+use crate::lock::Lock;
+use crate::output::{self, progress};
+use crate::part_config::{self, Names};
+use crate::process;
+use crate::secrets;
+use crate::settings::{ListenArgs, Settings};
+use crate::supervisor::{LISTENERS, Phase, Status, Supervisor};
+
+/// Arguments of `up`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Make an invented demo: offices, terminals, staff, documents; loopback only
+    #[arg(long)]
+    demo: bool,
+    /// Return when everything is ready; the box runs on in the background
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Operator's name in certificates (first start only)
+    #[arg(long, value_name = "NAME")]
+    operator_name: Option<String>,
+    /// Domain of the identities in certificates (first start only)
+    #[arg(long, value_name = "DOMAIN")]
+    id_domain: Option<String>,
+    /// This is the background process of `--detach`
+    #[arg(long, hide = true)]
+    background: bool,
+}
+
+/// Runs `up`.
+///
+/// # Errors
+/// When the box does not become ready; nothing is left running then.
+pub(crate) async fn run(args: &Args, context: &Context) -> anyhow::Result<bool> {
+    make_run_folder(&context.layout)?;
+    if args.detach { detached(args, context).await } else { supervised(args, context).await }
+}
+
+fn make_run_folder(layout: &Layout) -> anyhow::Result<()> {
+    let root = layout.root();
+    if root.exists() && !root.is_dir() {
+        return Err(usage(format!("`{}` is not a folder: choose another --data", root.display())));
+    }
+    for folder in [root.to_owned(), layout.run("")] {
+        files::private_folder(&folder)?;
+    }
+    Ok(())
+}
+
+async fn supervised(args: &Args, context: &Context) -> anyhow::Result<bool> {
+    let layout = &context.layout;
+    let Some(_lock) = Lock::take(layout)? else {
+        anyhow::bail!(
+            "the box already runs on `{}`: stop it first with `sekisho down --data {}`",
+            layout.root().display(),
+            layout.quoted()
+        );
+    };
+    let mut stop = StopSignals::new()?;
+    let settings = prepare(args, layout)?;
+    leftovers_are_gone(layout).await?;
+    ports_are_free(layout, &settings)?;
+    let mut supervisor = Supervisor::new(layout);
+    let served = tokio::select! {
+        served = serve(&mut supervisor, &settings, args, context) => served,
+        () = stop.next() => Ok(()),
+    };
+    if served.is_ok() && !stop.seen {
+        stop.next().await;
+    }
+    supervisor.stop().await;
+    served.map(|()| true)
+}
+
+/// Starts everything and, in the foreground, fills the demo and prints what to try.
+async fn serve(
+    supervisor: &mut Supervisor,
+    settings: &Settings,
+    args: &Args,
+    context: &Context,
+) -> anyhow::Result<()> {
+    supervisor.start().await?;
+    if !args.background {
+        finish(settings, &supervisor.status(), context).await?;
+        progress("running; Ctrl-C stops everything");
+    }
+    Ok(())
+}
+
+/// Fills the demo (once) and prints what to try.
+async fn finish(settings: &Settings, status: &Status, context: &Context) -> anyhow::Result<()> {
+    let env = if settings.demo {
+        demo::prepare(&context.layout, status).await.context("the demo could not be filled")?
+    } else {
+        demo::addresses(status)?
+    };
+    output::data(context.json, &env, || demo::what_to_try(&context.layout, &env));
+    Ok(())
+}
+
+async fn detached(args: &Args, context: &Context) -> anyhow::Result<bool> {
+    let layout = &context.layout;
+    if Lock::is_held(layout) {
+        return already_running(args, context).await;
+    }
+    let path = layout.run("supervisor.log");
+    let (log, offset) = process::open_log(&path)?;
+    let child = background_process(args, layout, log)?;
+    let status = match wait_until_up(layout, Some((child, path, offset))).await {
+        Ok(status) => status,
+        // Another `up` was quicker.
+        Err(_) if Lock::is_held(layout) => return already_running(args, context).await,
+        Err(error) => return Err(error),
+    };
+    let settings = Settings::read(&layout.settings())?;
+    if let Err(error) = finish(&settings, &status, context).await {
+        down::stop(layout).await?;
+        return Err(error);
+    }
+    Ok(true)
+}
+
+async fn already_running(args: &Args, context: &Context) -> anyhow::Result<bool> {
+    let layout = &context.layout;
+    let status = wait_until_up(layout, None).await?;
+    let settings = Settings::read(&layout.settings())?;
+    same_kind(args, &settings, layout)?;
+    progress(&format!("the box already runs on `{}`", layout.root().display()));
+    finish(&settings, &status, context).await?;
+    Ok(true)
+}
+
+type Background = (tokio::process::Child, std::path::PathBuf, u64);
+
+fn background_process(
+    args: &Args,
+    layout: &Layout,
+    log: std::fs::File,
+) -> anyhow::Result<tokio::process::Child> {
+    let own = std::env::current_exe().context("own program file is not known")?;
+    let mut command = tokio::process::Command::new(own);
+    command.args(["up", "--background", "--data"]).arg(layout.root());
+    if args.demo {
+        command.arg("--demo");
+    }
+    let listen = [
+        ("--gateway-listen", args.listen.gateway_listen),
+        ("--enrol-listen", args.listen.enrol_listen),
+        ("--admin-listen", args.listen.admin_listen),
+    ];
+    for (option, address) in listen {
+        command.args(address.map(|address| format!("{option}={address}")));
+    }
+    command.args(args.operator_name.iter().map(|name| format!("--operator-name={name}")));
+    command.args(args.id_domain.iter().map(|name| format!("--id-domain={name}")));
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
+    command.spawn().context("the background process cannot be started")
+}
+
+/// Waits for the supervisor in the background; tells its last error line if it ends.
+async fn wait_until_up(
+    layout: &Layout,
+    mut background: Option<Background>,
+) -> anyhow::Result<Status> {
+    let deadline = Instant::now() + UP_TIMEOUT;
+    loop {
+        if let Some((child, log, offset)) = background.as_mut()
+            && let Some(ended) = child.try_wait()?
+        {
+            return Err(why_it_ended(ended, log, *offset));
+        }
+        anyhow::ensure!(
+            background.is_some() || Lock::is_held(layout),
+            "the box that was being started on `{}` has ended: see `{}`",
+            layout.root().display(),
+            layout.run("supervisor.log").display()
+        );
+        let status = Status::read(layout)?;
+        let pid = background.as_ref().and_then(|(child, ..)| child.id());
+        if let Some(status) = status
+            && status.phase == Phase::Up
+            && pid.is_none_or(|pid| pid == status.pid)
+        {
+            return Ok(status);
+        }
+        anyhow::ensure!(Instant::now() < deadline, "the box is not up: see `sekisho status`");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn why_it_ended(ended: std::process::ExitStatus, log: &Path, offset: u64) -> anyhow::Error {
+    let bytes = std::fs::read(log).unwrap_or_default();
+    let from = usize::try_from(offset).unwrap_or_default();
+    let text = String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).into_owned();
+    let line = process::last_error_line(&text)
+        .unwrap_or_else(|| format!("the background process ended: see `{}`", log.display()));
+    if ended.code() == Some(i32::from(BAD_USAGE)) { usage(line) } else { anyhow::anyhow!(line) }
+}
+
+/// Makes what is missing in the data folder.
+fn prepare(args: &Args, layout: &Layout) -> anyhow::Result<Settings> {
+    let fresh = !layout.settings().exists();
+    let settings =
+        if fresh { Settings::new(args.demo) } else { Settings::read(&layout.settings())? };
+    same_kind(args, &settings, layout)?;
+    let settings = settings.with(&args.listen)?;
+    for folder in layout.folders() {
+        files::private_folder(&folder)?;
+    }
+    let keys = secrets::ensure(layout)?;
+    let names = names(args);
+    make_ca(layout, &settings, &names)?;
+    part_config::write_missing(layout, &settings, &names, &keys)?;
+    apply_listen(layout, &settings, &args.listen)?;
+    files::write_private(&layout.settings(), settings.render().as_bytes())?;
+    server_certificates_exist(layout)?;
+    Ok(settings)
+}
+
+fn same_kind(args: &Args, settings: &Settings, layout: &Layout) -> anyhow::Result<()> {
+    if args.demo && !settings.demo {
+        return Err(usage(format!(
+            "`{}` was made without --demo, and demo and production never mix: choose another \
+             --data for the demo",
+            layout.root().display()
+        )));
+    }
+    Ok(())
+}
+
+fn names(args: &Args) -> Names {
+    let or = |given: &Option<String>, default: &str| given.clone().unwrap_or(default.to_owned());
+    let operator = if args.demo { "Sekisho Demo (invented)" } else { "Care Network Operator" };
+    Names {
+        operator_name: or(&args.operator_name, operator),
+        id_domain: or(&args.id_domain, "id.sekisho.example"),
+    }
+}
+
+/// Runs `sekisho-signer init`, which keeps what exists.
+fn make_ca(layout: &Layout, settings: &Settings, names: &Names) -> anyhow::Result<()> {
+    let mut command = std::process::Command::new(process::program(Part::Signer.program())?);
+    command.arg("init").arg("--dir").arg(layout.ca(""));
+    command.args(["--operator-name", &operator_name(layout, names)]);
+    if settings.demo {
+        command.arg("--demo");
+    }
+    let output = command.output().context("sekisho-signer cannot be started")?;
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(
+        output.status.success(),
+        "the certificate authority could not be made: {}",
+        process::last_error_line(&errors).unwrap_or_else(|| output.status.to_string())
+    );
+    let chain = [files::read(&layout.ca("issuing.pem"))?, files::read(&layout.ca("root.pem"))?];
+    files::write_private(&layout.ca("chain.pem"), &chain.concat())
+}
+
+/// The name in signer.toml, once that exists.
+fn operator_name(layout: &Layout, names: &Names) -> String {
+    part_config::value(layout, Part::Signer, "operator_name")
+        .unwrap_or_else(|_| names.operator_name.clone())
+}
+
+/// Addresses of the command line go into the parts' files; a free port is asked for again.
+fn apply_listen(layout: &Layout, settings: &Settings, given: &ListenArgs) -> anyhow::Result<()> {
+    let asked = [given.gateway_listen, given.enrol_listen, given.admin_listen];
+    for (((part, key, _), (_, _, address)), asked) in
+        LISTENERS.iter().zip(settings.listeners()).zip(asked)
+    {
+        if asked.is_some() || address.port() == 0 {
+            part_config::change(layout, *part, key, &address.to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// In production the operator brings server certificates; says so before anything starts.
+fn server_certificates_exist(layout: &Layout) -> anyhow::Result<()> {
+    for (part, key) in [
+        (Part::Ra, "server_certificate"),
+        (Part::Ra, "server_key"),
+        (Part::Gateway, "server_certificate"),
+        (Part::Gateway, "server_key"),
+    ] {
+        let file = part_config::value(layout, part, key)?;
+        if !Path::new(&file).is_file() {
+            return Err(usage(format!(
+                "config file `{}`: `{key}` names `{file}`, which does not exist: put your server \
+                 certificate there, or change the key",
+                layout.config(part).display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Parts of a supervisor that was killed end by themselves when their input closes; waits for it.
+async fn leftovers_are_gone(layout: &Layout) -> anyhow::Result<()> {
+    let Some(status) = Status::read(layout).unwrap_or_default() else { return Ok(()) };
+    let deadline = Instant::now() + process::STOP_TIMEOUT + Duration::from_secs(2);
+    let pids: Vec<u32> = status.parts.iter().filter_map(|part| part.pid).collect();
+    for pid in pids {
+        while is_part(pid) {
+            anyhow::ensure!(
+                Instant::now() < deadline,
+                "process {pid} of an earlier run still ends: wait, or end it with `kill {pid}`"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process is one of the parts' programs.
+fn is_part(pid: u32) -> bool {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
+    name.is_some_and(|name| Part::ALL.iter().any(|part| name.starts_with(part.program())))
+}
+
+fn ports_are_free(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
+    for ((part, key, _), (option, ..)) in LISTENERS.iter().zip(settings.listeners()) {
+        let (part, key) = (*part, *key);
+        let address = part_config::value(layout, part, key)?;
+        if let Err(error) = std::net::TcpListener::bind(&address) {
+            anyhow::bail!(
+                "address `{address}` cannot be listened on ({error}): config file `{}`, key \
+                 `{key}`: stop the program that uses it, or choose another with `sekisho up \
+                 {option} ADDRESS`",
+                layout.config(part).display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// SIGINT and SIGTERM; SIGHUP (a closed terminal) is taken and does nothing.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+    seen: bool,
+}
+
+impl StopSignals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            seen: false,
+        })
+    }
+
+    async fn next(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => break,
+                _ = self.terminate.recv() => break,
+                _ = self.hangup.recv() => {}
+            }
+        }
+        self.seen = true;
+    }
+}
+
+/// For the whole start: four parts, then the gateway's facts.
+const UP_TIMEOUT: Duration = Duration::from_secs(180);
