@@ -129,7 +129,8 @@ mod tests {
             "cert show 01ab",
             "cert revoke 01ab --reason key-compromise --wait",
             "policy matrix --profile impl-2027",
-            "policy explain --office 9970000018 --insured 131016/0000000001 --document insured-card",
+            "policy explain --office 9970000018 --insured 131016/0000000001 \
+                 --document insured-card",
             "registration add --office 9970000018 --insured 131016/0000000001 --reason x",
             "registration end --office 9970000018 --insured 131016/0000000001 --reason x",
             "staff add --office 9970000018 --id s1 --name x --job care-manager",

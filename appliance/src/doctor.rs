@@ -366,7 +366,10 @@ mod tests {
 
     #[test]
     fn issued_certificates_that_end_soon_are_named() {
-        let entry = |serial: &str, state: &str, not_after: &str| json!({"serial": serial, "state": state, "not_after": not_after, "party": "office/1"});
+        let entry = |serial: &str, state: &str, not_after: &str| {
+            let party = "office/1";
+            json!({"serial": serial, "state": state, "not_after": not_after, "party": party})
+        };
         let (near, far) = ("2026-01-02T00:00:00Z", "2027-01-01T00:00:00Z");
         let items =
             [entry("0a", "active", near), entry("0b", "revoked", near), entry("0c", "active", far)];

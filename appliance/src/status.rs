@@ -128,12 +128,14 @@ async fn admin_health(admin: &Admin) -> (Health, String) {
     }
 }
 
-/// The numbers of a part's own status, as words.
+/// The numbers of a part's own status, as words, sorted by name.
 fn counts(status: &Value) -> String {
     let numbers = status.as_object().into_iter().flatten().filter_map(|(key, value)| {
         value.as_u64().map(|number| format!("{} {number}", key.replace('_', " ")))
     });
-    numbers.collect::<Vec<_>>().join(", ")
+    let mut numbers: Vec<String> = numbers.collect();
+    numbers.sort();
+    numbers.join(", ")
 }
 
 async fn gateway_health(status: Option<&Status>) -> (Health, String) {

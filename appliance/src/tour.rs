@@ -1,13 +1,14 @@
 //! `sekisho tour`: the main job of the box, walked through step by step on a system of its own.
 //!
 //! ```text
-//!  start (free ports) ─► 1 enrol ─► 2 certification ─► 3 LIFE, care plans ─► 4 registration, consent
+//!  start (free ports) ─► 1 enrol ─► 2 certification ─► 3 LIFE, care plans ─► 4 registration,
+//!  consent
 //!                         ─► 5 the person ─► 6 what is refused ─► 7 the audit log ─► stop
 //! ```
 //!
-//! Everything goes through the front door: real programs, real TLS, real certificates with keys made
-//! by the enrolment client, real files. Each check prints what it does, what came back, and ✓ or ✗;
-//! the first ✗ ends the tour. Persons and terminals are new each time, so that a tour can be
+//! Everything goes through the front door: real programs, real TLS, real certificates with keys
+//! made by the enrolment client, real files. Each check prints what it does, what came back, and ✓
+//! or ✗; the first ✗ ends the tour. Persons and terminals are new each time, so that a tour can be
 //! repeated on the same data folder; offices, persons and the municipality are invented.
 //!
 //! Invariant: whatever happens, what the tour started is stopped.

@@ -7,9 +7,9 @@
 //! order of appends, without gaps, and `at` never decreases even when the clock does.
 //!
 //! INVARIANT: a log that can not be written says so: from the first failed write, sync or breach
-//! of the disk reserve on, every waiting receipt and every append gets [`Error::Unavailable`], until
-//! the writer has found a sound state again by itself. A record whose receipt failed is not in the
-//! log afterwards (unless the process died in between).
+//! of the disk reserve on, every waiting receipt and every append gets [`Error::Unavailable`],
+//! until the writer has found a sound state again by itself. A record whose receipt failed is not
+//! in the log afterwards (unless the process died in between).
 //!
 //! Limits: [`QUEUE_BYTES_MAX`], [`DISK_RESERVE_BYTES`], [`crate::encoding::EVENT_BYTES_MAX`]; with
 //! [`Durability::Async`] at most [`UNSYNCED_RECORDS_MAX`] records or [`SYNC_INTERVAL`] can be lost

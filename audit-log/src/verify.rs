@@ -2,8 +2,8 @@
 //! that does not belong. It shares the [`crate::encoding`] with the writer and nothing else.
 //!
 //! What it finds: a changed byte, a missing, inserted, swapped or replaced record, a truncated,
-//! replaced or missing segment, a clock that goes back; a torn tail is told apart, because a loss of
-//! power leaves one too and the next start of the program cuts it. What no chain can show by
+//! replaced or missing segment, a clock that goes back; a torn tail is told apart, because a loss
+//! of power leaves one too and the next start of the program cuts it. What no chain can show by
 //! itself: records cut from the very end, and a log written anew as a whole; compare
 //! [`Summary::records`] and [`Summary::head`] with what was noted elsewhere. Signed checkpoints
 //! belong here for that.

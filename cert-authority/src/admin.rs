@@ -1,6 +1,7 @@
 //! The operator's commands: HTTP/1.1 and JSON on a unix socket (0600, same user only).
 //!
-//! Offices, codes, certificates, revocation, status. This file alone turns errors into admin answers:
+//! Offices, codes, certificates, revocation, status. This file alone turns errors into admin
+//! answers:
 //! `{"error":{"code","message"}}`. Every change is audited: intent, effect, outcome.
 //!
 //! Approval by a second operator, revocation of a terminal or of a whole office, and reload belong

@@ -1,8 +1,8 @@
 //! Configuration of both programs: a TOML file → `Raw…` (as typed) → checked values.
 //!
 //! Every problem of a file is reported in one go, each on one line that names the file, the key and
-//! what to do. A checked configuration holds what it names (keys, certificates), so nothing can fail
-//! later because of a file; there is no other validation afterwards.
+//! what to do. A checked configuration holds what it names (keys, certificates), so nothing can
+//! fail later because of a file; there is no other validation afterwards.
 
 use std::fmt::Display;
 use std::net::SocketAddr;

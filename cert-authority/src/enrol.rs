@@ -2,14 +2,14 @@
 //!
 //! 1. the code's secret (wrong ones are counted);
 //! 2. the request: proof of possession, key policy;
-//! 3. claim: the code is bound to the key and the intent is stored, or the certificate that this code
-//!    and key have already is given again;
+//! 3. claim: the code is bound to the key and the intent is stored, or the certificate that this
+//!    code and key have already is given again;
 //! 4. audit: intent;
 //! 5. the signer signs; what comes back is linted here too;
 //! 6. the certificate is stored, then audited (effect, outcome), and only then handed out.
 //!
-//! A crash anywhere leaves the stored intent. The next start, or the next request with the same code
-//! and key, abandons its serial number (revoked, in case it was signed) and signs a new one.
+//! A crash anywhere leaves the stored intent. The next start, or the next request with the same
+//! code and key, abandons its serial number (revoked, in case it was signed) and signs a new one.
 //!
 //! Renewal by mTLS and the web page use the same steps from 2 on and belong here.
 
@@ -227,7 +227,8 @@ impl Enrolment {
         Ok((der, validity))
     }
 
-    /// Lints what the signer sent against a template of our own, made for the time it was signed at.
+    /// Lints what the signer sent against a template of our own, made for the time it was signed
+    /// at.
     fn check(
         &self,
         der: &[u8],

@@ -1,11 +1,11 @@
 //! The public face: EST (RFC 7030, with the clarifications of RFC 8951) over TLS 1.3.
 //!
-//! `cacerts` and `simpleenroll` with HTTP Basic `<code id>:<secret>`. Answers are base64 without line
-//! breaks, as most clients want; Cisco libest needs breaks, and is known by its User-Agent. The
-//! Content-Transfer-Encoding header of requests means nothing (RFC 8951 §3.1).
+//! `cacerts` and `simpleenroll` with HTTP Basic `<code id>:<secret>`. Answers are base64 without
+//! line breaks, as most clients want; Cisco libest needs breaks, and is known by its User-Agent.
+//! The Content-Transfer-Encoding header of requests means nothing (RFC 8951 §3.1).
 //!
-//! This file alone turns errors into what strangers see: a short line in Japanese and English. The log
-//! gets the chain.
+//! This file alone turns errors into what strangers see: a short line in Japanese and English. The
+//! log gets the chain.
 //!
 //! `simplereenroll` by mTLS, `csrattrs` (RFC 9908) and the enrolment web page belong here.
 
@@ -222,8 +222,8 @@ fn decode_body(body: &[u8]) -> Option<Vec<u8>> {
     STANDARD.decode(base64).ok().filter(|der| !der.is_empty())
 }
 
-/// A certs-only CMS SignedData (RFC 5652 §5.1, RFC 5272 §4.1). The certificates keep the order given,
-/// the leaf first: CMS is BER, and readers print them in this order.
+/// A certs-only CMS SignedData (RFC 5652 §5.1, RFC 5272 §4.1). The certificates keep the order
+/// given, the leaf first: CMS is BER, and readers print them in this order.
 fn certs_only(certificates: &[&[u8]]) -> Vec<u8> {
     use yasna::Tag;
     use yasna::models::ObjectIdentifier;

@@ -1,11 +1,12 @@
 //! Publishes the CA's facts to gateways, and knows how far each gateway has come.
 //!
-//! A subscriber gets a snapshot, then every change in order, and a heartbeat each 500 ms; each line is
-//! signed (`policies::feed`). It answers with acknowledgements. "Effective everywhere" means: every
-//! configured gateway has acknowledged the change, or can not have a valid lease any more.
+//! A subscriber gets a snapshot, then every change in order, and a heartbeat each 500 ms; each line
+//! is signed (`policies::feed`). It answers with acknowledgements. "Effective everywhere" means:
+//! every configured gateway has acknowledged the change, or can not have a valid lease any more.
 //!
-//! INVARIANT: a gateway's lease is taken to run from the last line that may have reached it, not from
-//! the last word heard of it, so [`Gateways::missing`] never calls a change effective too early.
+//! INVARIANT: a gateway's lease is taken to run from the last line that may have reached it, not
+//! from the last word heard of it, so [`Gateways::missing`] never calls a change effective too
+//! early.
 //!
 //! Feeds over mTLS, for gateways on other machines, belong here.
 

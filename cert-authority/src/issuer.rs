@@ -1,9 +1,10 @@
 //! A CA that signs: [`Template`] + public key → [`Prepared`] → certificate.
 //!
-//! Signing has two steps. [`Issuer::prepare`] builds the certificate and signs it with a key that is
-//! thrown away, so that the lint sees exactly what would be signed while nothing of value exists.
-//! [`Issuer::issue`] takes the [`Prepared`] by value, so that it can be redeemed once, signs with the
-//! real key, and checks that not one byte of the signed part differs from what was linted.
+//! Signing has two steps. [`Issuer::prepare`] builds the certificate and signs it with a key that
+//! is thrown away, so that the lint sees exactly what would be signed while nothing of value
+//! exists. [`Issuer::issue`] takes the [`Prepared`] by value, so that it can be redeemed once,
+//! signs with the real key, and checks that not one byte of the signed part differs from what was
+//! linted.
 //!
 //! INVARIANT: `params` sets every field that rcgen has. rcgen's own defaults are valid until 4096,
 //! name a made-up subject, and derive the serial number from the key.

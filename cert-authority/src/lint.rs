@@ -1,11 +1,12 @@
-//! Reads a finished certificate back with another parser than the one that wrote it, and compares it
-//! field by field with what was asked for.
+//! Reads a finished certificate back with another parser than the one that wrote it, and compares
+//! it field by field with what was asked for.
 //!
 //! Used three times: by the signer before and after it signs, and by the RA on what comes back from
 //! the signer. A certificate with a finding is never released.
 //!
-//! The check is closed: an extension that is not in the list of what the role has is a finding, and so
-//! is a wrong criticality. Linting whole stores after the fact, and with outside tools, belongs here.
+//! The check is closed: an extension that is not in the list of what the role has is a finding, and
+//! so is a wrong criticality. Linting whole stores after the fact, and with outside tools, belongs
+//! here.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -1,13 +1,13 @@
 //! What a certificate of ours may say: profile × identity → [`Template`].
 //!
 //! A [`Profile`] is chosen by the operator when a code is issued; everything else in a certificate
-//! follows from it, from the identity and from the CA's own words ([`Rules`]). Nothing a client sends
-//! reaches a template. The RA and the signer both make the template, each from its own
+//! follows from it, from the identity and from the CA's own words ([`Rules`]). Nothing a client
+//! sends reaches a template. The RA and the signer both make the template, each from its own
 //! configuration: the signer to sign it, the RA to compare it with what came back.
 //!
-//! The fields follow RFC 5280 §4; no personal names, no keyEncipherment, no serverAuth. A profile for
-//! keys in a TPM, and one in the style of the three-year certificates of today's electronic claims,
-//! belong here.
+//! The fields follow RFC 5280 §4; no personal names, no keyEncipherment, no serverAuth. A profile
+//! for keys in a TPM, and one in the style of the three-year certificates of today's electronic
+//! claims, belong here.
 
 use std::net::IpAddr;
 use std::str::FromStr;

@@ -1,5 +1,5 @@
-//! What the RA and the signer say to each other: one line of JSON each way, over a unix socket whose
-//! other end must run under the same user.
+//! What the RA and the signer say to each other: one line of JSON each way, over a unix socket
+//! whose other end must run under the same user.
 //!
 //! The RA sends a profile, an identity, a public key and the serial number it has recorded; never a
 //! request as it came from outside. The signer answers with a certificate or a refusal.

@@ -1,7 +1,8 @@
 //! The registration authority as a program: opens everything, then listens, then says it is ready.
 //!
 //! Three listeners: TLS 1.3 for offices, and two unix sockets for the operator and the gateways.
-//! Order at start: audit log, database, intents that a crash left are abandoned, sockets, ready file.
+//! Order at start: audit log, database, intents that a crash left are abandoned, sockets, ready
+//! file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What both programs need to run as a process: sockets, readiness, the end, and HTTP over a stream.
+//! What both programs need to run as a process: sockets, readiness, the end, and HTTP over a
+//! stream.
 //!
 //! Invariants: a unix socket is never visible with a looser mode than 0600; the ready file exists
 //! only while the program listens; every connection has a time limit.

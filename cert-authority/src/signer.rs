@@ -1,9 +1,9 @@
 //! The signer: the only process that sees the issuing key.
 //!
 //! It has no network and believes nothing that the RA says. For each line it checks, from its own
-//! configuration: rate, form, profile and identity, demo, validity, key policy; then it prepares and
-//! lints, records the serial number so that it can never be signed again, writes its intent, signs,
-//! lints again, writes the effect and the outcome, and answers.
+//! configuration: rate, form, profile and identity, demo, validity, key policy; then it prepares
+//! and lints, records the serial number so that it can never be signed again, writes its intent,
+//! signs, lints again, writes the effect and the outcome, and answers.
 //!
 //! INVARIANT: no signature without a durable intent, no answer without a durable effect.
 //!

@@ -1,4 +1,5 @@
-//! From a certificate to a [`VerifiedClient`]: chain, validity, purpose, policy, identity, revocation.
+//! From a certificate to a [`VerifiedClient`]: chain, validity, purpose, policy, identity,
+//! revocation.
 //!
 //! [`Verifier`] runs inside a full handshake. A resumed session never calls it (RFC 8446 §2.2), so
 //! [`VerifiedClient::from_handshake`] looks at validity, identity and revocation again after every

@@ -1,4 +1,5 @@
-//! The stream that pingora reads and writes: TLS to a verified client, with writes held until flush.
+//! The stream that pingora reads and writes: TLS to a verified client, with writes held until
+//! flush.
 //!
 //! pingora writes a response's header and body apart and flushes once; holding them makes one TLS
 //! record and one system call of both. The stream carries its [`Connection`] to the request phases

@@ -1,9 +1,9 @@
 //! Refuses ambiguous HTTP before anything is decided from it.
 //!
 //! pingora normalises some of it (it drops Content-Length beside Transfer-Encoding), so HTTP/1.1
-//! heads are looked at as the bytes that came, not as pingora reads them. The request target must be
-//! plain: no percent-encoding in the path, no dot or empty segment, so that gateway and hub cannot
-//! read one path in two ways.
+//! heads are looked at as the bytes that came, not as pingora reads them. The request target must
+//! be plain: no percent-encoding in the path, no dot or empty segment, so that gateway and hub
+//! cannot read one path in two ways.
 //!
 //! Belongs here later: a scanner inside the stream that follows bodies and chunk extensions too.
 //!
@@ -208,7 +208,8 @@ mod tests {
             ("GET /v1 HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", "header without colon"),
             ("GET /v1 HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", "CR or NUL inside a line"),
             (
-                "POST /v1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "POST /v1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n",
                 "both Content-Length and Transfer-Encoding",
             ),
             (

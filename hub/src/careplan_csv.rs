@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!  file name ─► file_name ─┐
-//!  bytes ─► records (MS932, quotes, lines) ─► columns (one table a kind) ─► plans, one a (person, date)
+//!  bytes ─► records (MS932, quotes, lines) ─► columns (one table a kind) ─► plans, one a (person,
+//!  date)
 //! ```
 //!
 //! Bytes in, [`CarePlanFile`] or [`Refusal`] out: no I/O and no clock. A file is taken whole or not
 //! at all, and a refusal names every problem found (up to [`PROBLEMS_MAX`]) with its line, column
-//! and what to do. The further kinds of the standard (`UP3KYO`, `UPHOSOKU`, `UPPLAN`, …) belong here
-//! as further tables in `columns`.
+//! and what to do. The further kinds of the standard (`UP3KYO`, `UPHOSOKU`, `UPPLAN`, …) belong
+//! here as further tables in `columns`.
 //!
 //! Invariants: only [`parse`] makes a [`CarePlanFile`]; every identifier in it went through
 //! `policies::identity`; a free text or a personal number is never repeated in a message.
@@ -149,7 +150,7 @@ impl fmt::Display for Problem {
 
 /// Why a file is not taken. Nothing of it may be stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("the care-plan file is refused: {}", self.problems.first().map(Problem::to_string).unwrap_or_default())]
+#[error("the care-plan file is refused: {}", self.first())]
 pub struct Refusal {
     /// The problems in the order of the file, at most [`PROBLEMS_MAX`], and where there are more a
     /// last one that says how many.
@@ -157,6 +158,10 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    fn first(&self) -> String {
+        self.problems.first().map(Problem::to_string).unwrap_or_default()
+    }
+
     /// One sentence for people.
     pub fn message_ja(&self) -> String {
         "ファイルに誤りがあるため、受け付けられません。内容は保存していません。\

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Invariants: an attempt is counted before the password is looked at, so that parallel guesses
-//! gain nothing; unknown ids answer, cost and lock like known ones; of a refresh token only the SHA-256
-//! is stored, and one that comes back after its use ends its session. Multi-factor login and the
-//! office's own administrators (管理者ユーザ) belong here.
+//! gain nothing; unknown ids answer, cost and lock like known ones; of a refresh token only the
+//! SHA-256 is stored, and one that comes back after its use ends its session. Multi-factor login
+//! and the office's own administrators (管理者ユーザ) belong here.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;

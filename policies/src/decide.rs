@@ -6,9 +6,9 @@
 //!                                                           one way open     → Allow(Grant)
 //! ```
 //!
-//! A *way* is one rule that could say yes. All base gates are looked at, and of the ways the one that
-//! is nearest to open, so that a denial names everything that is missing. An absent fact is a closed
-//! gate; no way at all is `not_shared`. [`decide`], [`visible`] and [`explain`] are one
+//! A *way* is one rule that could say yes. All base gates are looked at, and of the ways the one
+//! that is nearest to open, so that a denial names everything that is missing. An absent fact is a
+//! closed gate; no way at all is `not_shared`. [`decide`], [`visible`] and [`explain`] are one
 //! implementation: the same ways, looked at by the same gates.
 
 use crate::document::{DocumentKind, DocumentSet};
@@ -490,7 +490,8 @@ fn out_of_play(way: &Candidate<'_>, missing: ReasonSet) -> bool {
         && missing.contains(Reason::NotPlanningOffice)
 }
 
-/// How far a closed way is from open: authorship cannot be gained by asking, so such ways come last.
+/// How far a closed way is from open: authorship cannot be gained by asking, so such ways come
+/// last.
 fn distance(way: &Candidate<'_>, missing: ReasonSet) -> (bool, u32, bool, Option<Standing>) {
     (missing.contains(Reason::NotAuthor), missing.len(), way.rule.own_only, way.standing)
 }

@@ -236,7 +236,8 @@ pub enum Message {
     },
 }
 
-/// What a subscriber sends back, one line of JSON each time it applied something or got a heartbeat.
+/// What a subscriber sends back, one line of JSON each time it applied something or got a
+/// heartbeat.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ack {

@@ -275,7 +275,9 @@ text_forms!(Serial);
 
 /// Gives a closed list of names its text form, parser, serde form and `ALL`.
 macro_rules! named {
-    ($(#[$doc:meta])* $name:ident, $what:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+    ($(#[$doc:meta])* $name:ident, $what:literal, {
+        $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)?
+    }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name { $($(#[$vdoc])* $variant),+ }
@@ -528,13 +530,17 @@ mod tests {
             let terminal: TerminalId = terminal.parse().unwrap();
             let identities = [
                 Identity::Office { number: office.parse().unwrap(), terminal: terminal.clone() },
-                Identity::Municipality { insurer: insurer.parse().unwrap(), terminal: terminal.clone() },
+                Identity::Municipality {
+                    insurer: insurer.parse().unwrap(),
+                    terminal: terminal.clone(),
+                },
                 Identity::System { name: SystemName::Portal, terminal: terminal.clone() },
                 Identity::Operator { name: terminal },
             ];
             for identity in identities {
                 let uri = identity.to_san_uri("id.sekisho.example");
-                prop_assert_eq!(Identity::from_san_uri(&uri, "id.sekisho.example").unwrap(), identity.clone());
+                let read = Identity::from_san_uri(&uri, "id.sekisho.example").unwrap();
+                prop_assert_eq!(read, identity.clone());
                 let json = serde_json::to_string(&identity).unwrap();
                 prop_assert_eq!(serde_json::from_str::<Identity>(&json).unwrap(), identity);
             }

@@ -138,7 +138,8 @@ impl Standing {
         }
     }
 
-    /// Whether it exists only through ※1: by the job of the staff and the plan that the office makes.
+    /// Whether it exists only through ※1: by the job of the staff and the plan that the office
+    /// makes.
     pub const fn is_by_footnote_1(self) -> bool {
         matches!(self, Self::CareOfficeCareManager | Self::FacilityCareManager)
     }

@@ -3,8 +3,8 @@
 //! Unknown method or path is a deny. Paths are matched byte for byte: no percent-encoding, no empty
 //! segment, no dot segment ever matches, so gateway and hub cannot read one path in two ways.
 //!
-//! The table is `data/operations.toml`; [`Operations::parse`] checks it as a whole and reports every
-//! problem together. INVARIANT: no path matches two entries of one method.
+//! The table is `data/operations.toml`; [`Operations::parse`] checks it as a whole and reports
+//! every problem together. INVARIANT: no path matches two entries of one method.
 
 use std::sync::Arc;
 

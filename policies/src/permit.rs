@@ -4,7 +4,8 @@
 //! accepts no request without one that fits its method and target and has not run out.
 //!
 //! Invariants: only [`PermitKey::seal`] makes the header and only [`PermitKey::open`] makes
-//! [`OpenedPermit`], which has no other constructor; nothing in it was taken from the client unchecked.
+//! [`OpenedPermit`], which has no other constructor; nothing in it was taken from the client
+//! unchecked.
 
 use aws_lc_rs::hmac;
 use base64::Engine;

@@ -280,8 +280,8 @@ impl Reason {
         }
     }
 
-    /// Whether this reason is about certificate, office or staff, and nobody else. While one of these
-    /// stands, nothing that depends on a person is told.
+    /// Whether this reason is about certificate, office or staff, and nobody else. While one of
+    /// these stands, nothing that depends on a person is told.
     pub const fn is_about_principal(self) -> bool {
         matches!(
             self,

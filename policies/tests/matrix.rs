@@ -1,6 +1,6 @@
 //! The whole matrix as text: every operation × principal × combination of facts, both profiles,
-//! compared with the committed `matrix.out`. `UPDATE_SNAPSHOT=1` writes it anew; read the difference
-//! before committing it, it is what changes for the people of the matrix.
+//! compared with the committed `matrix.out`. `UPDATE_SNAPSHOT=1` writes it anew; read the
+//! difference before committing it, it is what changes for the people of the matrix.
 
 #![allow(
     clippy::unwrap_used,
@@ -58,7 +58,8 @@ fn the_whole_matrix_is_as_committed() {
     let differing = printed.lines().zip(committed.lines()).find(|(now, then)| now != then);
     if let Some((now, then)) = differing {
         panic!(
-            "the matrix changed:\n  committed: {then}\n  now:       {now}\n  (UPDATE_SNAPSHOT=1 writes it anew)"
+            "the matrix changed:\n  committed: {then}\n  now:       {now}\n  \
+             (UPDATE_SNAPSHOT=1 writes it anew)"
         );
     }
     assert_eq!(printed.lines().count(), committed.lines().count());

@@ -1,6 +1,6 @@
-//! A second opinion: the sharing table written by hand in Cedar must agree with the program on every
-//! operation × principal × combination of facts, in both profiles. A policy that errors is as bad as
-//! one that disagrees.
+//! A second opinion: the sharing table written by hand in Cedar must agree with the program on
+//! every operation × principal × combination of facts, in both profiles. A policy that errors is as
+//! bad as one that disagrees.
 //!
 //! A list is compared twice: whether it is allowed by itself (Cedar), and whether it holds exactly
 //! the kinds that Cedar would let the same request view.

@@ -1,5 +1,5 @@
-//! What must hold whatever the data says: taking something away never opens anything, no mark of the
-//! table is idle, and facts about others change nothing.
+//! What must hold whatever the data says: taking something away never opens anything, no mark of
+//! the table is idle, and facts about others change nothing.
 
 #![allow(
     clippy::unwrap_used,
@@ -416,7 +416,8 @@ proptest! {
             facts.apply(Fact::Author { party, insured, document });
         }
         let scope = DocumentSet::held();
-        facts.apply(Fact::Consent { id: 9, insured: person, scope, from: 0, until: None, withdrawn: None });
+        let (until, withdrawn) = (None, None);
+            facts.apply(Fact::Consent { id: 9, insured: person, scope, from: 0, until, withdrawn });
         facts.apply(Fact::Sharing { insurer: "131024".parse().unwrap(), from: Some(0) });
         prop_assert_eq!(before, world::decided(matrix, subject, &facts, operation));
     }

@@ -1,2 +1,21 @@
-//! placeholder
-fn main() {}
+//! End-to-end tests: one binary, one file per theme, real programs and real outside clients.
+//!
+//! Read `mtls` first, then `sharing`: the first shows who gets a connection at all, the second who
+//! sees a document.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise, and says where"
+)]
+
+mod scenes;
+mod mtls;
+mod enrolment;
+mod sharing;
+mod revocation;
+mod headers;
+mod durability;
+mod bad_input;
+mod idempotence;
+mod config;

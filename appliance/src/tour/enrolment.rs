@@ -1,5 +1,5 @@
-//! Step 1: every party enrols with a one-time code. The key is made by `sekisho-office`, which sends
-//! a certificate request and gets the certificate.
+//! Step 1: every party enrols with a one-time code. The key is made by `sekisho-office`, which
+//! sends a certificate request and gets the certificate.
 
 use std::process::Stdio;
 
@@ -38,7 +38,7 @@ pub(super) async fn walk(scene: &Scene, report: &mut Report) -> anyhow::Result<C
     Ok(Cast {
         care_management: told.enrol("居宅介護支援事業所", office(&CARE_MANAGEMENT, "a")?).await?,
         second_terminal: told
-            .enrol("同じ事業所の 2 台目の端末", office(&CARE_MANAGEMENT, "b")?)
+            .enrol("居宅介護支援事業所（2 台目）", office(&CARE_MANAGEMENT, "b")?)
             .await?,
         other_care_management: told
             .enrol("別の居宅介護支援事業所", office(&OTHER_CARE_MANAGEMENT, "a")?)
@@ -86,10 +86,11 @@ pub(super) fn tell(does: &str, terminal: &Terminal, report: &mut Report) -> anyh
     let leaf = terminal.credentials.leaf().context("no certificate came")?;
     let (_, certificate) = X509Certificate::from_der(leaf)?;
     let uris = san_uris(&certificate);
+    let until = certificate.validity().not_after.to_datetime();
     let came = format!(
-        "シリアル番号 {}　有効期限 {}\n{}",
+        "シリアル番号 {}　有効期限 {}（UTC）\n{}",
         terminal.serial,
-        certificate.validity().not_after,
+        until.format(DAY_AND_TIME)?,
         uris.join(" ")
     );
     let path = format!("/{}", terminal.identity.path());
@@ -156,3 +157,6 @@ fn field<'v>(value: &'v Value, name: &str) -> anyhow::Result<&'v str> {
     let text = value.get(name).and_then(Value::as_str);
     text.with_context(|| format!("the RA's answer holds no `{name}`"))
 }
+
+const DAY_AND_TIME: &[time::format_description::BorrowedFormatItem<'_>] =
+    time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");

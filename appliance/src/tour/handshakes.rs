@@ -1,5 +1,5 @@
-//! Step 6, handshakes: who does not get as far as a request. For each one the gateway's own record of
-//! the reason is shown beside what the client saw.
+//! Step 6, handshakes: who does not get as far as a request. For each one the gateway's own record
+//! of the reason is shown beside what the client saw.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

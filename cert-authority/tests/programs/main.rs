@@ -1,4 +1,5 @@
-//! The two programs as they run: real processes, real sockets, real outside clients (curl, openssl).
+//! The two programs as they run: real processes, real sockets, real outside clients (curl,
+//! openssl).
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod system;

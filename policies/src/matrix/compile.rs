@@ -1,8 +1,8 @@
 //! From the file of the sharing matrix to its cell table: reads rows, marks and footnotes, applies
 //! the profile's differences, and notes every problem on the way.
 //!
-//! The reading rules of the table are here and nowhere else: [`mark_needs`] (what a mark asks for in
-//! a column), [`admits`] (※2, ᵈ) and [`compile_cell`] (divided and undivided pairs, ᵇ).
+//! The reading rules of the table are here and nowhere else: [`mark_needs`] (what a mark asks for
+//! in a column), [`admits`] (※2, ᵈ) and [`compile_cell`] (divided and undivided pairs, ᵇ).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

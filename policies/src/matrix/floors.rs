@@ -1,5 +1,5 @@
-//! The floors: what no data file may open, whatever its marks and rules say. Looked at for every cell
-//! and rule before a matrix is used.
+//! The floors: what no data file may open, whatever its marks and rules say. Looked at for every
+//! cell and rule before a matrix is used.
 
 use super::{Mark, Matrix, PartyRule, Rule, Standing, Who, problem};
 use crate::decide::Needs;

@@ -1,0 +1,32 @@
+# The commands of this repository. Each one may be run again at any time.
+#
+#   DATA=data     the data folder that `make up` makes and `make down` stops
+
+DATA ?= data
+
+.DEFAULT_GOAL := help
+.PHONY: help up down test lint bench
+
+help:
+	@echo 'make up      install what is missing, build, start the whole box with demo data'
+	@echo 'make down    stop what `make up` started; the data folder stays'
+	@echo 'make test    install what is missing, run every check and every test'
+	@echo 'make lint    the checks alone: formatting, clippy, tidy, scripts'
+	@echo 'make bench   build the load generator and say how to run it'
+	@echo
+	@echo 'DATA=DIR     the data folder of up and down (now: $(DATA))'
+
+up:
+	@./scripts/up.sh '$(DATA)'
+
+down:
+	@./scripts/down.sh '$(DATA)'
+
+test:
+	@./scripts/test.sh
+
+lint:
+	@./scripts/lint.sh
+
+bench:
+	@./scripts/bench.sh
