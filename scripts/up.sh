@@ -15,6 +15,6 @@ cat <<TEXT
 
 Try also:
   $(target_dir)/debug/sekisho status --data $DATA
-  $(target_dir)/debug/sekisho tour
+  $(target_dir)/debug/sekisho tour --data /tmp/sekisho-tour
   make down
 TEXT

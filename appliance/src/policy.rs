@@ -221,7 +221,7 @@ async fn read_feed(layout: &Layout, source: Source, facts: &mut Facts) -> anyhow
     let Update::Replace(all) = update else { anyhow::bail!("feed `{socket}` gave no snapshot") };
     facts.replace(source, all);
     facts.set_seq(source, subscriber.applied_seq());
-    Ok(subscriber.sent_at_ms())
+    Ok(subscriber.caught_up_at_ms())
 }
 
 async fn first_line(socket: &Path) -> anyhow::Result<String> {

@@ -26,6 +26,7 @@ pub(crate) struct FeedKeys {
 /// # Errors
 /// When a file cannot be written, or an existing key is not usable.
 pub(crate) fn ensure(layout: &Layout) -> anyhow::Result<FeedKeys> {
+    refuse_lost_pseudonyms(layout)?;
     for name in ["permit.key", "pseudonym.key"] {
         let path = layout.secret(name);
         if !path.exists() {
@@ -36,6 +37,28 @@ pub(crate) fn ensure(layout: &Layout) -> anyhow::Result<FeedKeys> {
         ca_public: feed_key(&layout.secret("feed-ca.pkcs8"), Source::Ca)?,
         hub_public: feed_key(&layout.secret("feed-hub.pkcs8"), Source::Hub)?,
     })
+}
+
+/// A new pseudonym key beside old records would part each person's records in two, unseen.
+fn refuse_lost_pseudonyms(layout: &Layout) -> anyhow::Result<()> {
+    let key = layout.secret("pseudonym.key");
+    let has_records = ["gateway", "hub"].iter().any(|part| {
+        let entries = std::fs::read_dir(layout.root().join("audit").join(part));
+        entries.is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| is_segment(&entry.path())))
+        })
+    });
+    anyhow::ensure!(
+        key.exists() || !has_records,
+        "key file `{}` is missing, and there are audit records made with it: restore it from the \
+         backup",
+        key.display()
+    );
+    Ok(())
+}
+
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "jsonl")
 }
 
 fn feed_key(path: &Path, source: Source) -> anyhow::Result<String> {
@@ -91,6 +114,12 @@ mod tests {
         assert_eq!(permit, files::read(&layout.secret("permit.key")).unwrap());
         assert_eq!(first.ca_public, second.ca_public);
         assert_ne!(first.ca_public, first.hub_public);
+        std::fs::create_dir_all(layout.root().join("audit/hub")).unwrap();
+        std::fs::write(layout.root().join("audit/hub/00000001.jsonl"), b"").unwrap();
+        std::fs::rename(layout.secret("pseudonym.key"), layout.secret("away")).unwrap();
+        let error = ensure(&layout).unwrap_err().to_string();
+        assert!(error.contains("pseudonym.key` is missing"), "{error}");
+        std::fs::rename(layout.secret("away"), layout.secret("pseudonym.key")).unwrap();
         std::fs::write(layout.secret("feed-ca.pkcs8"), b"no key").unwrap();
         let error = ensure(&layout).unwrap_err();
         assert!(format!("{error:#}").contains("feed-ca.pkcs8"), "{error:#}");

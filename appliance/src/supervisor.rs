@@ -62,10 +62,11 @@ impl Status {
     /// When it cannot be read or understood.
     pub(crate) fn read(layout: &Layout) -> anyhow::Result<Option<Self>> {
         let path = status_file(layout);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = files::read_text(&path)?;
+        let text = match files::read_text(&path) {
+            // Also when it goes between two looks: the supervisor removes it at its end.
+            Err(_) if !path.exists() => return Ok(None),
+            read => read?,
+        };
         let status = serde_json::from_str(&text)
             .with_context(|| format!("file `{}` is not understood", path.display()))?;
         Ok(Some(status))

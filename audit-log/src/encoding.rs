@@ -6,7 +6,8 @@
 //! header, every other line a record. The order of the members is fixed:
 //!
 //! ```text
-//! {"format":"sekisho-audit/1","source":"gateway","segment":1,"first":1,"at":AT,"prev":HASH,"hash":HASH}
+//! {"format":"sekisho-audit/1","source":"gateway","segment":1,"first":1,"at":AT,"prev":HASH,
+//!  "hash":HASH}                                                    (in one line on disk)
 //! {"n":1,"at":AT,"prev":HASH,"event":{…},"hash":HASH}
 //! ```
 //!
@@ -91,7 +92,8 @@ pub(crate) fn write_record(
 pub(crate) fn header_line(header: &Header) -> (Vec<u8>, HexHash) {
     // INVARIANT: `source` passed `is_source_name`, so no value of the header needs escaping.
     let mut line = format!(
-        "{{\"format\":\"{}\",\"source\":\"{}\",\"segment\":{},\"first\":{},\"at\":\"{}\",\"prev\":\"{}\"",
+        "{{\"format\":\"{}\",\"source\":\"{}\",\"segment\":{},\"first\":{},\
+         \"at\":\"{}\",\"prev\":\"{}\"",
         header.format, header.source, header.segment, header.first, header.at, header.prev
     )
     .into_bytes();
@@ -243,7 +245,8 @@ mod tests {
         let hash = write_record(&mut out, 7, "2026-04-01T09:00:00.000Z", &GENESIS, b"{\"a\":1}");
         let zeros = "0".repeat(64);
         let text = format!(
-            "{{\"n\":7,\"at\":\"2026-04-01T09:00:00.000Z\",\"prev\":\"{zeros}\",\"event\":{{\"a\":1}}"
+            "{{\"n\":7,\"at\":\"2026-04-01T09:00:00.000Z\",\"prev\":\"{zeros}\",\
+             \"event\":{{\"a\":1}}"
         );
         assert_eq!(
             String::from_utf8(out).unwrap(),

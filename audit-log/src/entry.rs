@@ -196,7 +196,10 @@ mod tests {
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(
             json,
-            r#"{"event":"handshake_failed","reason":"certificate_expired","detail":"","client_addr":"127.0.0.1:1"}"#
+            concat!(
+                r#"{"event":"handshake_failed","reason":"certificate_expired","detail":"","#,
+                r#""client_addr":"127.0.0.1:1"}"#
+            )
         );
         assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
         assert_eq!(

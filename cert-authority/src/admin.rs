@@ -131,7 +131,8 @@ async fn add_office(State(admin): Shared, body: Result<Json<OfficeData>, JsonRej
     admin.trail.record(&work.outcome(word, "")).await?;
     let (office, new) = added?;
     if !office.data.number.check_digit_fits() {
-        tracing::warn!(office = %office.data.number, "the check digit of the office number is unusual");
+        let number = office.data.number;
+        tracing::warn!(office = %number, "the check digit of the office number is unusual");
     }
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(office)).into_response())

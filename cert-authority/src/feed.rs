@@ -215,17 +215,33 @@ impl Publisher {
                     position = self.send_changes(&mut line, position).await?;
                 }
                 _ = heartbeat.tick() => {
-                    let Position { seq, head } = position.clone();
-                    line.send(&Message::Heartbeat { seq, head, sent_at_ms: now_ms() }).await?;
+                    position = self.send_heartbeat(&mut line, position).await?;
                 }
             }
         }
     }
 
+    /// A heartbeat says that nothing is newer: so the log is looked at first.
+    async fn send_heartbeat(
+        &self,
+        line: &mut Line<'_>,
+        position: Position,
+    ) -> Result<Position, Error> {
+        let sent_at_ms = now_ms();
+        let before = position.seq;
+        let position = self.send_changes(line, position).await?;
+        if position.seq == before {
+            let Position { seq, head } = position.clone();
+            line.send(&Message::Heartbeat { seq, head, sent_at_ms }).await?;
+        }
+        Ok(position)
+    }
+
     async fn send_snapshot(&self, line: &mut Line<'_>) -> Result<Position, Error> {
+        let sent_at_ms = now_ms();
         let (position, facts) = self.store.snapshot().await?;
         let Position { seq, head } = position.clone();
-        line.send(&Message::Snapshot { seq, head, sent_at_ms: now_ms(), facts }).await?;
+        line.send(&Message::Snapshot { seq, head, sent_at_ms, facts }).await?;
         Ok(position)
     }
 
@@ -235,6 +251,9 @@ impl Publisher {
         mut position: Position,
     ) -> Result<Position, Error> {
         loop {
+            // The time comes first: what is committed after it is not vouched for by this batch.
+            let sent_at_ms = now_ms();
+            let latest_seq = self.store.latest_seq().await?;
             let changes = self.store.changes_after(position.seq, BATCH).await?;
             if changes.is_empty() {
                 return Ok(position);
@@ -242,7 +261,8 @@ impl Publisher {
             for change in changes {
                 let store::Change { seq, fact, head } = change;
                 let previous = position.head;
-                line.send(&Message::Change { seq, previous, sent_at_ms: now_ms(), fact }).await?;
+                let change = Message::Change { seq, previous, latest_seq, sent_at_ms, fact };
+                line.send(&change).await?;
                 position = Position { seq, head };
             }
         }

@@ -167,6 +167,15 @@ impl Store {
         Ok((position, facts))
     }
 
+    /// The newest sequence of the change log; 0 for an empty one.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn latest_seq(&self) -> Result<u64, Error> {
+        let row = sqlx::query("SELECT coalesce(max(seq), 0) FROM change_log");
+        Ok(row.fetch_one(&self.read).await?.get::<i64, _>(0) as u64)
+    }
+
     /// At most `limit` changes after `seq`, in order.
     ///
     /// # Errors

@@ -64,6 +64,11 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether only the text about the holder is wrong, which counts for nothing from a stranger.
+    const fn is_about_holder(&self) -> bool {
+        matches!(self, Self::WrongPolicy | Self::NoIdentity(_) | Self::OperatorRefused)
+    }
+
     /// A stable word for metrics and records.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -339,16 +344,19 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Refused> {
-        let leaf = self.rules.read(end_entity, now.as_secs())?;
-        let refuse = |reason| Refused {
-            reason,
+        let chain = self.chain.verify_client_cert(end_entity, intermediates, now);
+        let leaf = match (self.rules.read(end_entity, now.as_secs()), &chain) {
+            // What a stranger's certificate says of its holder does not matter: it is a stranger's.
+            (Err(refused), Err(error)) if refused.reason.is_about_holder() => {
+                return Err(Refused { reason: chain_reason(error, end_entity), ..refused });
+            }
+            (leaf, _) => leaf?,
+        };
+        let verified = chain.map_err(|error| Refused {
+            reason: chain_reason(&error, end_entity),
             serial: Some(leaf.serial),
             claimed: Some(leaf.identity.path()),
-        };
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)
-            .map_err(|error| refuse(chain_reason(&error, end_entity)))?;
+        })?;
         refuse_revoked(&self.facts, &leaf)?;
         Ok(verified)
     }

@@ -74,8 +74,14 @@ struct RawFeed {
 #[serde(deny_unknown_fields, default)]
 struct RawLimits {
     connections_max: usize,
+    connections_per_address_max: usize,
+    hello_timeout_ms: u64,
     handshakes_in_flight_max: usize,
+    handshakes_in_flight_per_address_max: usize,
     handshake_timeout_ms: u64,
+    requests_in_flight_max: usize,
+    requests_in_flight_per_party_max: usize,
+    request_headers_max: usize,
     request_header_bytes_max: usize,
     request_target_bytes_max: usize,
     request_body_bytes_max: u64,
@@ -89,8 +95,14 @@ impl Default for RawLimits {
     fn default() -> Self {
         Self {
             connections_max: 20_000,
+            connections_per_address_max: 4_000,
+            hello_timeout_ms: 2_000,
             handshakes_in_flight_max: 512,
+            handshakes_in_flight_per_address_max: 128,
             handshake_timeout_ms: 5_000,
+            requests_in_flight_max: 800,
+            requests_in_flight_per_party_max: 64,
+            request_headers_max: 56,
             request_header_bytes_max: 32 * 1024,
             request_target_bytes_max: 2_048,
             request_body_bytes_max: 4 * 1024 * 1024,
@@ -119,10 +131,23 @@ fn default_durability() -> String {
 pub struct Limits {
     /// Open downstream connections, in all.
     pub connections_max: usize,
+    /// Open downstream connections from one address.
+    pub connections_per_address_max: usize,
+    /// From accept to the first byte of the client's hello; a silent client takes no handshake
+    /// slot.
+    pub hello_timeout: Duration,
     /// TLS handshakes going on at once.
     pub handshakes_in_flight_max: usize,
+    /// TLS handshakes going on at once from one address.
+    pub handshakes_in_flight_per_address_max: usize,
     /// From accept to the end of the handshake.
     pub handshake_timeout: Duration,
+    /// Requests passed to the hub at once; fewer than the hub takes.
+    pub requests_in_flight_max: usize,
+    /// Requests of one party (an office, a municipality, a system) passed to the hub at once.
+    pub requests_in_flight_per_party_max: usize,
+    /// Header lines of one request; fewer than the hub takes.
+    pub request_headers_max: usize,
     /// All header names and values of one request, in bytes.
     pub request_header_bytes_max: usize,
     /// Path and query of one request, in bytes.
@@ -401,7 +426,19 @@ impl Checker {
     fn limits(&mut self, raw: &RawLimits) -> Limits {
         let positive = [
             ("limits.connections_max", raw.connections_max as u64),
+            ("limits.connections_per_address_max", raw.connections_per_address_max as u64),
+            ("limits.hello_timeout_ms", raw.hello_timeout_ms),
             ("limits.handshakes_in_flight_max", raw.handshakes_in_flight_max as u64),
+            (
+                "limits.handshakes_in_flight_per_address_max",
+                raw.handshakes_in_flight_per_address_max as u64,
+            ),
+            ("limits.requests_in_flight_max", raw.requests_in_flight_max as u64),
+            (
+                "limits.requests_in_flight_per_party_max",
+                raw.requests_in_flight_per_party_max as u64,
+            ),
+            ("limits.request_headers_max", raw.request_headers_max as u64),
             ("limits.handshake_timeout_ms", raw.handshake_timeout_ms),
             ("limits.request_header_bytes_max", raw.request_header_bytes_max as u64),
             ("limits.request_target_bytes_max", raw.request_target_bytes_max as u64),
@@ -418,6 +455,12 @@ impl Checker {
         }
         Limits {
             connections_max: raw.connections_max,
+            connections_per_address_max: raw.connections_per_address_max,
+            hello_timeout: Duration::from_millis(raw.hello_timeout_ms),
+            handshakes_in_flight_per_address_max: raw.handshakes_in_flight_per_address_max,
+            requests_in_flight_max: raw.requests_in_flight_max,
+            requests_in_flight_per_party_max: raw.requests_in_flight_per_party_max,
+            request_headers_max: raw.request_headers_max,
             handshakes_in_flight_max: raw.handshakes_in_flight_max,
             handshake_timeout: Duration::from_millis(raw.handshake_timeout_ms),
             request_header_bytes_max: raw.request_header_bytes_max,

@@ -47,6 +47,8 @@ pub struct Connection {
     client: VerifiedClient,
     address: SocketAddr,
     resumed: bool,
+    http1: bool,
+    unserved_bytes: AtomicU64,
     cut: CancellationToken,
     live: Arc<LiveConnections>,
 }
@@ -60,6 +62,17 @@ impl Connection {
     /// The peer's address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether bytes came that no request phase has seen. On HTTP/1.1 that is a request that
+    /// pingora could not read; HTTP/2 has frames of its own between requests.
+    pub fn has_unserved_bytes(&self) -> bool {
+        self.http1 && self.unserved_bytes.load(Ordering::Relaxed) > 0
+    }
+
+    /// What came up to now belongs to a request that is decided and recorded.
+    pub fn served(&self) {
+        self.unserved_bytes.store(0, Ordering::Relaxed);
     }
 
     /// Whether the TLS session was resumed.
@@ -100,6 +113,7 @@ impl LiveConnections {
         client: VerifiedClient,
         address: SocketAddr,
         resumed: bool,
+        http1: bool,
     ) -> Arc<Connection> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let cut = CancellationToken::new();
@@ -108,6 +122,8 @@ impl LiveConnections {
             client,
             address,
             resumed,
+            http1,
+            unserved_bytes: AtomicU64::new(0),
             cut: cut.clone(),
             live: self.clone(),
         });
@@ -143,6 +159,7 @@ impl LiveConnections {
 pub struct DownstreamStream {
     tls: TlsStream<TcpStream>,
     held: BytesMut,
+    connection: Arc<Connection>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     ssl_digest: Arc<SslDigest>,
     proxy_digest: Arc<ProxyDigest>,
@@ -171,8 +188,9 @@ impl DownstreamStream {
         let socket_digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
         let cut = Box::pin(connection.cut.clone().cancelled_owned());
         let carrier = ResponseHeader::build(200, None).map_err(io::Error::other)?;
-        let proxy_digest = ProxyDigest::new(Box::new(carrier), Some(Box::new(connection)));
+        let proxy_digest = ProxyDigest::new(Box::new(carrier), Some(Box::new(connection.clone())));
         Ok(Self {
+            connection,
             held: BytesMut::new(),
             cut,
             ssl_digest: Arc::new(SslDigest::new("TLS13", "TLSv1.3", None, None, Vec::new())),
@@ -238,7 +256,11 @@ impl AsyncRead for DownstreamStream {
             // A peer that waits for these bytes before it speaks again would wait for ever.
             let _ = Pin::new(&mut this.tls).poll_flush(context)?;
         }
-        Pin::new(&mut this.tls).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut this.tls).poll_read(context, buffer);
+        let read = (buffer.filled().len() - before) as u64;
+        this.connection.unserved_bytes.fetch_add(read, Ordering::Relaxed);
+        polled
     }
 }
 

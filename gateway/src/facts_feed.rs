@@ -13,7 +13,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use policies::decide::{FeedState, Leases};
@@ -21,6 +21,7 @@ use policies::facts::Facts;
 use policies::feed::{Ack, Fact, LINE_BYTES_MAX, Source, Subscriber, Update};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
 
 use crate::client_cert::VerifiedClient;
 use crate::config::Feed;
@@ -28,6 +29,12 @@ use crate::downstream::LiveConnections;
 
 /// How long to wait before a lost feed is connected to again.
 const RECONNECT_DELAY: Duration = Duration::from_millis(200);
+
+/// How far a source's clock may be ahead of ours, in milliseconds.
+const CLOCK_AHEAD_MS_MAX: u64 = 2_000;
+
+/// Lines that are waiting are applied together, up to this many bytes of them.
+const READ_AHEAD_BYTES: usize = 1024 * 1024;
 
 /// A feed that is silent for this long is taken for dead and connected to anew.
 const SILENCE_MAX: Duration = Duration::from_millis(2_000);
@@ -38,8 +45,22 @@ pub struct LiveFacts {
     facts: ArcSwap<Facts>,
     writer: Mutex<()>,
     generation: AtomicU64,
-    sent_at_ms_ca: AtomicU64,
-    sent_at_ms_hub: AtomicU64,
+    ca: Mutex<Option<Freshness>>,
+    hub: Mutex<Option<Freshness>>,
+}
+
+/// How old a feed's facts were when its last line came, and when that was on the monotonic clock,
+/// so that a wall clock that is set back makes nothing look younger.
+#[derive(Debug, Clone, Copy)]
+struct Freshness {
+    age_ms: u64,
+    heard: Instant,
+}
+
+impl Freshness {
+    fn age_now_ms(self) -> u64 {
+        self.age_ms.saturating_add(self.heard.elapsed().as_millis() as u64)
+    }
 }
 
 impl LiveFacts {
@@ -53,35 +74,54 @@ impl LiveFacts {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// How old each feed is, counted from the send time of its last authenticated line.
+    /// How old each feed is, counted from the moment when it lacked nothing that its source knew.
     pub fn feed_state(&self) -> FeedState {
-        let now = now_ms();
         FeedState {
-            ca_age_ms: age(now, self.sent_at_ms_ca.load(Ordering::Acquire)),
-            hub_age_ms: age(now, self.sent_at_ms_hub.load(Ordering::Acquire)),
+            ca_age_ms: self.age_ms(Source::Ca),
+            hub_age_ms: self.age_ms(Source::Hub),
             leases: Leases::default(),
         }
     }
 
-    fn apply(&self, source: Source, update: Update, seq: u64) {
+    /// Applies updates in order and publishes them as one change: a map that readers still hold is
+    /// copied once for all of them.
+    fn apply(&self, source: Source, updates: Vec<Update>, seq: u64) {
         let _one_writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let mut facts = Facts::clone(&self.facts.load());
-        match update {
-            Update::Replace(all) => facts.replace(source, all),
-            Update::Apply(fact) => facts.apply(fact),
-            Update::Alive => return,
+        for update in updates {
+            match update {
+                Update::Replace(all) => facts.replace(source, all),
+                Update::Apply(fact) => facts.apply(fact),
+                Update::Alive => {}
+            }
         }
         facts.set_seq(source, seq);
         self.facts.store(Arc::new(facts));
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn heard(&self, source: Source, sent_at_ms: u64) {
+    fn freshness(&self, source: Source) -> &Mutex<Option<Freshness>> {
         match source {
-            Source::Ca => &self.sent_at_ms_ca,
-            Source::Hub => &self.sent_at_ms_hub,
+            Source::Ca => &self.ca,
+            Source::Hub => &self.hub,
         }
-        .store(sent_at_ms, Ordering::Release);
+    }
+
+    fn age_ms(&self, source: Source) -> Option<u64> {
+        let freshness = self.freshness(source).lock().unwrap_or_else(PoisonError::into_inner);
+        freshness.map(Freshness::age_now_ms)
+    }
+
+    /// Notes what the source vouched for. A time that lies ahead of this machine's clock vouches
+    /// for nothing: the age then goes on from what it was.
+    fn heard(&self, source: Source, caught_up_at_ms: u64) {
+        let now = now_ms();
+        if caught_up_at_ms > now + CLOCK_AHEAD_MS_MAX {
+            return;
+        }
+        let told = Freshness { age_ms: now.saturating_sub(caught_up_at_ms), heard: Instant::now() };
+        let mut freshness = self.freshness(source).lock().unwrap_or_else(PoisonError::into_inner);
+        *freshness = Some(told);
     }
 
     /// Whether this client may keep a connection: its certificate is not revoked and its office is
@@ -96,10 +136,6 @@ impl LiveFacts {
     }
 }
 
-fn age(now: u64, sent_at_ms: u64) -> Option<u64> {
-    (sent_at_ms != 0).then(|| now.saturating_sub(sent_at_ms))
-}
-
 /// Unix milliseconds.
 pub fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
@@ -110,6 +146,8 @@ pub fn now_ms() -> u64 {
 enum Lost {
     #[error("cannot reach the feed")]
     Connect(#[source] std::io::Error),
+    #[error("feed socket is held by uid {0}, not by ours")]
+    Foreign(u32),
     #[error("feed connection broke")]
     Io(#[from] std::io::Error),
     #[error("feed ended")]
@@ -170,22 +208,19 @@ impl FeedTask {
         subscriber: &mut Subscriber,
     ) -> Result<std::convert::Infallible, Lost> {
         let stream = UnixStream::connect(socket).await.map_err(Lost::Connect)?;
+        let uid = stream.peer_cred()?.uid();
+        if uid != rustix::process::geteuid().as_raw() {
+            return Err(Lost::Foreign(uid));
+        }
         let (reader, mut writer) = stream.into_split();
-        let mut reader = BufReader::new(reader);
-        let mut line = String::new();
+        let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
         loop {
-            line.clear();
-            let mut limited = (&mut reader).take(LINE_BYTES_MAX as u64);
-            let read = tokio::time::timeout(SILENCE_MAX, limited.read_line(&mut line));
-            let bytes = read.await.map_err(|_| Lost::Silent)??;
-            if bytes == 0 {
-                return Err(Lost::Ended);
+            let mut updates = vec![accept_line(&mut reader, subscriber).await?];
+            // Lines that have come whole already are one change for the readers.
+            while reader.buffer().contains(&b'\n') {
+                updates.push(accept_line(&mut reader, subscriber).await?);
             }
-            if !line.ends_with('\n') {
-                return Err(Lost::TooLong);
-            }
-            let update = subscriber.accept(line.trim_end())?;
-            self.take(update, subscriber);
+            self.take(updates, subscriber);
             let ack =
                 Ack { gateway: self.gateway_id.clone(), applied_seq: subscriber.applied_seq() };
             let mut answer = serde_json::to_string(&ack).unwrap_or_default();
@@ -194,20 +229,13 @@ impl FeedTask {
         }
     }
 
-    /// Applies a verified update, then cuts whom it refuses, before it is acknowledged.
-    fn take(&self, update: Update, subscriber: &Subscriber) {
-        let cuts = match &update {
-            Update::Replace(facts) => {
-                let seq = subscriber.applied_seq();
-                tracing::info!(feed = self.source.as_str(), seq, facts = facts.len(), "snapshot");
-                self.source == Source::Ca
-            }
-            Update::Apply(Fact::Revoked { .. }) => true,
-            Update::Apply(Fact::Office { suspended, .. }) => *suspended,
-            Update::Apply(_) | Update::Alive => false,
-        };
-        self.facts.apply(self.source, update, subscriber.applied_seq());
-        self.facts.heard(self.source, subscriber.sent_at_ms());
+    /// Applies verified updates, then cuts whom they refuse, before they are acknowledged.
+    fn take(&self, updates: Vec<Update>, subscriber: &Subscriber) {
+        let cuts = updates.iter().any(|update| self.may_refuse(update));
+        if updates.iter().any(|update| *update != Update::Alive) {
+            self.facts.apply(self.source, updates, subscriber.applied_seq());
+        }
+        self.facts.heard(self.source, subscriber.caught_up_at_ms());
         if cuts {
             let cut = self.live.cut_where(|client| !self.facts.may_stay(client));
             if cut > 0 {
@@ -215,6 +243,36 @@ impl FeedTask {
             }
         }
     }
+
+    /// Whether a client that is connected now may be refused by this update.
+    fn may_refuse(&self, update: &Update) -> bool {
+        match update {
+            Update::Replace(facts) => {
+                tracing::info!(feed = self.source.as_str(), facts = facts.len(), "snapshot");
+                self.source == Source::Ca
+            }
+            Update::Apply(Fact::Revoked { .. }) => true,
+            Update::Apply(Fact::Office { suspended, .. }) => *suspended,
+            Update::Apply(_) | Update::Alive => false,
+        }
+    }
+}
+
+async fn accept_line(
+    reader: &mut BufReader<OwnedReadHalf>,
+    subscriber: &mut Subscriber,
+) -> Result<Update, Lost> {
+    let mut line = String::new();
+    let mut limited = reader.take(LINE_BYTES_MAX as u64);
+    let read = tokio::time::timeout(SILENCE_MAX, limited.read_line(&mut line));
+    let bytes = read.await.map_err(|_| Lost::Silent)??;
+    if bytes == 0 {
+        return Err(Lost::Ended);
+    }
+    if !line.ends_with('\n') {
+        return Err(Lost::TooLong);
+    }
+    Ok(subscriber.accept(line.trim_end())?)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -226,4 +284,21 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feed_is_as_old_as_what_its_source_vouched_for() {
+        let facts = LiveFacts::default();
+        assert_eq!(facts.feed_state().ca_age_ms, None);
+        facts.heard(Source::Ca, now_ms() - 7_000);
+        let age = facts.feed_state().ca_age_ms.unwrap();
+        assert!((7_000..8_000).contains(&age), "{age}");
+        // A time ahead of our clock vouches for nothing: the age goes on.
+        facts.heard(Source::Ca, now_ms() + 60_000);
+        assert!(facts.feed_state().ca_age_ms.unwrap() >= 7_000);
+    }
 }

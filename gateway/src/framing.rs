@@ -29,11 +29,17 @@ pub fn check_http1_head(raw: &[u8]) -> Result<(), Ambiguous> {
     let request_line = lines.next().ok_or(Ambiguous("empty head"))?;
     check_request_line(ended(request_line)?)?;
     let (mut hosts, mut lengths, mut encodings) = (0, 0, 0);
-    for line in lines.take_while(|line| !line.is_empty() && *line != b"\r") {
+    for line in lines {
         let line = ended(line)?;
+        if line.is_empty() {
+            break;
+        }
         let name = header_name(line)?;
         hosts += usize::from(name.eq_ignore_ascii_case(b"host"));
-        lengths += usize::from(name.eq_ignore_ascii_case(b"content-length"));
+        if name.eq_ignore_ascii_case(b"content-length") {
+            lengths += 1;
+            check_length(&line[name.len() + 1..])?;
+        }
         encodings += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
     }
     match (hosts, lengths, encodings) {
@@ -44,6 +50,15 @@ pub fn check_http1_head(raw: &[u8]) -> Result<(), Ambiguous> {
         (1, _, _) => Err(Ambiguous("both Content-Length and Transfer-Encoding")),
         _ => Err(Ambiguous("more than one Host header")),
     }
+}
+
+/// RFC 9110 §8.6: digits and nothing else; no list, no sign.
+fn check_length(value: &[u8]) -> Result<(), Ambiguous> {
+    let digits = value.trim_ascii();
+    if !digits.is_empty() && digits.len() <= 18 && digits.iter().all(u8::is_ascii_digit) {
+        return Ok(());
+    }
+    Err(Ambiguous("Content-Length is not a plain number"))
 }
 
 /// A line ends in CR LF: the LF was split off, the CR must stand there, and no other CR or NUL.
@@ -58,6 +73,9 @@ fn ended(line: &[u8]) -> Result<&[u8], Ambiguous> {
 fn check_request_line(line: &[u8]) -> Result<(), Ambiguous> {
     let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     match words.as_slice() {
+        [_, target, b"HTTP/1.1"] if target.contains(&b'#') => {
+            Err(Ambiguous("request target holds a fragment"))
+        }
         [method, target, b"HTTP/1.1"] if !method.is_empty() && target.starts_with(b"/") => Ok(()),
         [_, _, b"HTTP/1.1"] => Err(Ambiguous("request target is not in origin form")),
         [_, _, _] => Err(Ambiguous("HTTP version is not 1.1")),
@@ -109,6 +127,9 @@ pub fn check_request<'r>(
 fn check_headers(request: &RequestHeader, limits: &Limits) -> Result<(), Ambiguous> {
     let bytes: usize =
         request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if request.headers.len() > limits.request_headers_max {
+        return Err(Ambiguous("too many headers"));
+    }
     if bytes > limits.request_header_bytes_max {
         return Err(Ambiguous("headers are too long"));
     }
@@ -169,6 +190,12 @@ mod tests {
             connections_max: 1,
             handshakes_in_flight_max: 1,
             handshake_timeout: std::time::Duration::from_secs(1),
+            handshakes_in_flight_per_address_max: 1,
+            connections_per_address_max: 1,
+            hello_timeout: std::time::Duration::from_secs(1),
+            requests_in_flight_max: 1,
+            requests_in_flight_per_party_max: 1,
+            request_headers_max: 3,
             request_header_bytes_max: 200,
             request_target_bytes_max: 64,
             request_body_bytes_max: 1,
@@ -206,6 +233,12 @@ mod tests {
             ("GET /v1 HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n b\r\n\r\n", "folded header line"),
             ("GET /v1 HTTP/1.1\r\nHost : a\r\n\r\n", "header name is not a token"),
             ("GET /v1 HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", "header without colon"),
+            ("GET /v1 HTTP/1.1\r\nHost: a\r\n\n", "line ends in a bare LF"),
+            ("GET /v1#a HTTP/1.1\r\nHost: a\r\n\r\n", "request target holds a fragment"),
+            (
+                "POST /v1 HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n",
+                "Content-Length is not a plain number",
+            ),
             ("GET /v1 HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", "CR or NUL inside a line"),
             (
                 "POST /v1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\
@@ -239,8 +272,12 @@ mod tests {
         upgrade.insert_header("upgrade", "websocket").unwrap();
         let mut coding = request("POST", "/v1/x");
         coding.insert_header("transfer-encoding", "gzip, chunked").unwrap();
+        let mut many = request("GET", "/v1/x");
+        for name in ["x-a", "x-b", "x-c", "x-d"] {
+            many.insert_header(name, "1").unwrap();
+        }
         let target = request("GET", &format!("/v1/{}", "a".repeat(64)));
-        for refused in [long, upgrade, coding, target, request("TRACE", "/v1/x")] {
+        for refused in [many, long, upgrade, coding, target, request("TRACE", "/v1/x")] {
             assert!(check_request(&refused, &limits()).is_err(), "{refused:?}");
         }
         let plain = request("GET", "/v1/x?after=3");

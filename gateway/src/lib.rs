@@ -24,6 +24,7 @@
 //! - what the gateway does not know is denied.
 
 pub mod config;
+pub mod slots;
 pub mod listener;
 pub mod tls;
 pub mod client_cert;

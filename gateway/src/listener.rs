@@ -1,35 +1,38 @@
 //! The public socket: accepts, admits, shakes hands, and hands the stream to pingora.
 //!
-//! Belongs here later: PROXY protocol, limits per address, slow-client deadlines.
+//! Belongs here later: PROXY protocol, slow-client deadlines.
 //!
-//! Invariants: no more connections and handshakes at once than the limits say; a handshake ends
-//! within its deadline; every failed handshake is recorded with its reason in words.
+//! Invariants: no more connections and handshakes at once than the limits say, in all and from one
+//! address; a client that says nothing takes no handshake slot; a handshake ends within its
+//! deadline; every failed handshake is recorded with its reason in words.
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
+use policies::reason::Reason;
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
+use crate::access::Denied;
 use crate::audit::Recorder;
 use crate::client_cert::{LeafRules, Refused, VerifiedClient, take_refused};
 use crate::config::Limits;
 use crate::downstream::{Connection, DownstreamStream, LiveConnections};
 use crate::facts_feed::LiveFacts;
 use crate::metrics::Metrics;
-use crate::proxy::Gateway;
+use crate::proxy::{Gateway, new_request_id};
+use crate::slots::Slots;
 use crate::tls;
 
 /// Everything that a new connection needs.
@@ -66,8 +69,12 @@ enum Failure {
 impl Listener {
     /// Accepts until the gateway drains.
     pub async fn run(self: Arc<Self>, socket: TcpListener) {
-        let connections = Arc::new(Semaphore::new(self.limits.connections_max));
-        let handshakes = Arc::new(Semaphore::new(self.limits.handshakes_in_flight_max));
+        let limits = &self.limits;
+        let connections = Slots::new(limits.connections_max, limits.connections_per_address_max);
+        let handshakes = Slots::new(
+            limits.handshakes_in_flight_max,
+            limits.handshakes_in_flight_per_address_max,
+        );
         let mut shutdown = self.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -83,47 +90,69 @@ impl Listener {
                     continue;
                 }
             };
-            let slots =
-                (connections.clone().try_acquire_owned(), handshakes.clone().try_acquire_owned());
-            let (Ok(connection_slot), Ok(handshake_slot)) = slots else {
-                self.metrics.handshakes.with_label_values(&["over_limit"]).inc();
+            let Some(slot) = connections.take(address.ip()) else {
+                self.count("over_limit");
                 continue;
             };
-            let listener = self.clone();
+            let (listener, handshakes) = (self.clone(), handshakes.clone());
             self.tasks.spawn(async move {
-                listener.serve(tcp, address, handshake_slot).await;
-                drop(connection_slot);
+                listener.serve(tcp, address, &handshakes).await;
+                drop(slot);
             });
         }
     }
 
-    async fn serve(&self, tcp: TcpStream, address: SocketAddr, slot: OwnedSemaphorePermit) {
+    async fn serve(&self, tcp: TcpStream, address: SocketAddr, handshakes: &Arc<Slots<IpAddr>>) {
         // Small responses must not wait for the peer's acknowledgement of the last one.
         let _ = tcp.set_nodelay(true);
-        let stream = match self.handshake(tcp, address).await {
-            Ok(stream) => stream,
+        if !self.speaks(&tcp).await {
+            return self.count("no_hello");
+        }
+        let Some(slot) = handshakes.take(address.ip()) else {
+            return self.count("over_limit");
+        };
+        let established = self.handshake(tcp, address).await;
+        drop(slot);
+        let (stream, connection) = match established {
+            Ok(established) => established,
             Err((failure, tcp)) => {
                 self.record(address, &failure);
                 return linger(tcp).await;
             }
         };
-        drop(slot);
         // What pingora hands back has no further use: its loop served every request.
         let _ = self.proxy.process_new(Box::new(stream), &self.shutdown).await;
+        if connection.has_unserved_bytes() {
+            // pingora answered, or dropped, what it could not read as a request.
+            let denied = Denied::because(Reason::BadRequest);
+            self.recorder.denied(&connection, &new_request_id(), &denied, (0, 0));
+            self.metrics.requests.with_label_values(&["deny", Reason::BadRequest.as_str()]).inc();
+        }
+    }
+
+    /// Whether the client begins to speak in time. Until then it has cost a socket, no more.
+    async fn speaks(&self, tcp: &TcpStream) -> bool {
+        let mut byte = [0];
+        let first = timeout(self.limits.hello_timeout, tcp.peek(&mut byte)).await;
+        matches!(first, Ok(Ok(1..)))
+    }
+
+    fn count(&self, outcome: &str) {
+        self.metrics.handshakes.with_label_values(&[outcome]).inc();
     }
 
     async fn handshake(
         &self,
         tcp: TcpStream,
         address: SocketAddr,
-    ) -> Result<DownstreamStream, (Failure, Option<TcpStream>)> {
+    ) -> Result<(DownstreamStream, Arc<Connection>), (Failure, Option<TcpStream>)> {
         let mut tls = timeout(self.limits.handshake_timeout, self.accept(tcp))
             .await
             .unwrap_or(Err((Failure::Timeout, None)))?;
         match self.admit(&tls, address) {
-            Ok(connection) => {
-                DownstreamStream::new(tls, connection).map_err(|error| (Failure::Tls(error), None))
-            }
+            Ok(connection) => DownstreamStream::new(tls, connection.clone())
+                .map(|stream| (stream, connection))
+                .map_err(|error| (Failure::Tls(error), None)),
             Err(failure) => {
                 // The peer may be gone already; the refusal stands either way.
                 let _ = timeout(LINGER, tls.shutdown()).await;
@@ -163,10 +192,12 @@ impl Listener {
                 .map_err(Failure::Certificate)?;
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         let kind = if resumed { "resumed" } else { "full" };
-        self.metrics.handshakes.with_label_values(&[kind]).inc();
-        let connection = self.live.enter(client, address, resumed);
-        // A revocation that came between the check and the listing finds the connection here.
-        if !self.facts.may_stay(connection.client()) {
+        self.count(kind);
+        let http1 = session.alpn_protocol() != Some(b"h2");
+        let connection = self.live.enter(client, address, resumed, http1);
+        // A revocation that came between the check and the listing finds the connection here. A
+        // suspended office may connect: each of its requests is told why it is refused.
+        if self.facts.current().revoked(connection.client().serial()).is_some() {
             self.live.cut_where(|client| !self.facts.may_stay(client));
         }
         Ok(connection)
@@ -186,7 +217,7 @@ impl Listener {
                 (reason, detail, None)
             }
         };
-        self.metrics.handshakes.with_label_values(&[reason]).inc();
+        self.count(reason);
         self.recorder.handshake_failed(address, reason, &detail, refused);
     }
 }

@@ -12,7 +12,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use crate::config::Limits;
 use crate::downstream::{Connection, connection_of};
 use crate::framing;
 use crate::metrics::Metrics;
+use crate::slots::{Slot, Slots};
 use crate::upstream::Hub;
 
 /// The gateway as pingora sees it.
@@ -36,6 +37,7 @@ pub struct Gateway {
     access: Access,
     recorder: Arc<Recorder>,
     hub: Hub,
+    in_flight: Arc<Slots<String>>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
@@ -51,6 +53,7 @@ pub struct RequestContext {
     status: Option<u16>,
     body_bytes: u64,
     withheld: Withheld,
+    slot: Option<Slot<String>>,
 }
 
 /// Whether the hub's body passes, or was withheld after the hub had answered already.
@@ -62,6 +65,9 @@ enum Withheld {
     Drop,
 }
 
+/// From the request's head to the last byte of its body; as long as the hub waits.
+const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(20);
+
 impl Gateway {
     /// Puts the parts together.
     pub fn new(
@@ -71,7 +77,9 @@ impl Gateway {
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { access, recorder, hub, limits, metrics }
+        let in_flight =
+            Slots::new(limits.requests_in_flight_max, limits.requests_in_flight_per_party_max);
+        Self { access, recorder, hub, in_flight, limits, metrics }
     }
 
     /// Framing, then access, then the decision record: a permit that was not recorded is none.
@@ -167,6 +175,7 @@ impl ProxyHttp for Gateway {
             status: None,
             body_bytes: 0,
             withheld: Withheld::No,
+            slot: None,
         }
     }
 
@@ -179,7 +188,14 @@ impl ProxyHttp for Gateway {
             Error::explain(ErrorType::InternalError, "session without a verified connection")
         })?;
         session.set_read_timeout(Some(self.limits.request_read_timeout));
+        connection.served();
         context.connection = Some(connection.clone());
+        context.slot = self.in_flight.take(connection.client().identity().party());
+        if context.slot.is_none() {
+            let denied = Denied::because(Reason::RateLimited);
+            self.refuse(session, context, &connection, &denied).await?;
+            return Ok(true);
+        }
         match self.admit(session, &connection, &context.request_id) {
             Ok((permit, recorded)) => {
                 context.permit = Some(permit);
@@ -200,6 +216,10 @@ impl ProxyHttp for Gateway {
         _end_of_stream: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
+        if context.started.elapsed() > REQUEST_BODY_TIMEOUT {
+            context.refused = Reason::BadRequest.into();
+            return Err(Error::explain(ErrorType::HTTPStatus(408), "request body came too slowly"));
+        }
         context.body_bytes += body.as_ref().map_or(0, Bytes::len) as u64;
         if context.body_bytes > self.limits.request_body_bytes_max {
             context.refused = Reason::BadRequest.into();
@@ -239,7 +259,13 @@ impl ProxyHttp for Gateway {
         if let Err(reasons) = self.release(context, is_read).await {
             // The hub's answer never leaves; the client's connection stays as good as it was.
             context.refused = reasons;
-            let body = refusal_body(reasons, &context.request_id);
+            let has_body = response.status != http::StatusCode::NO_CONTENT;
+            let body = if has_body {
+                refusal_body(reasons, &context.request_id)
+            } else {
+                // No body follows a 204 from the hub, so none can be put in its place.
+                Bytes::new()
+            };
             let status = primary(reasons).status();
             *response = refusal_head(status, &body, &context.request_id)?;
             context.withheld = Withheld::Replace(body);
@@ -257,7 +283,7 @@ impl ProxyHttp for Gateway {
         body: &mut Option<Bytes>,
         _end_of_stream: bool,
         context: &mut RequestContext,
-    ) -> Result<Option<std::time::Duration>> {
+    ) -> Result<Option<Duration>> {
         match std::mem::replace(&mut context.withheld, Withheld::Drop) {
             Withheld::No => context.withheld = Withheld::No,
             Withheld::Replace(refusal) => *body = Some(refusal),
@@ -298,6 +324,9 @@ impl ProxyHttp for Gateway {
         error: Option<&Error>,
         context: &mut RequestContext,
     ) {
+        if let Some(connection) = &context.connection {
+            connection.served();
+        }
         let elapsed = context.started.elapsed();
         let written = session.response_written().map(|response| response.status.as_u16());
         let status = written.or(context.status).unwrap_or(0);
@@ -377,7 +406,7 @@ fn refusal_head(status: u16, body: &Bytes, request_id: &str) -> Result<ResponseH
 }
 
 /// 24 hex digits: Unix milliseconds, so that ids sort by time, then 52 random bits.
-fn new_request_id() -> String {
+pub(crate) fn new_request_id() -> String {
     let mut random = [0; 8];
     // Without randomness the id is only less unique; the milliseconds still tell requests apart.
     let _ = aws_lc_rs::rand::fill(&mut random);

@@ -125,7 +125,8 @@ mod tests {
             "--url http://localhost:8444 --identity office/1370000001/terminal/a --code A",
             "--url https://localhost:8444 --identity office/137/terminal/a --code A",
             "--url https://localhost:8444 --identity office/1370000001/terminal/a --code A:B",
-            "--url https://localhost:8444 --identity office/1370000001/terminal/a --code A --secret S",
+            "--url https://localhost:8444 --identity office/1370000001/terminal/a --code A \
+             --secret S",
         ] {
             assert!(parse(&format!("{enrol} {rest}")).is_err(), "{rest}");
         }

@@ -25,7 +25,10 @@ pub(crate) enum Error {
         #[source]
         source: io::Error,
     },
-    #[error("`{}` is already there: use another folder, or --replace to give up the old key", .0.display())]
+    #[error(
+        "`{}` is already there: use another folder, or --replace to give up the old key",
+        .0.display()
+    )]
     Exists(PathBuf),
     #[error("key file `{0}` is readable by others: run chmod 600 {0}")]
     Exposed(String),

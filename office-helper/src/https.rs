@@ -31,7 +31,10 @@ pub(crate) enum Error {
         #[source]
         source: rustls_pki_types::pem::Error,
     },
-    #[error("`{}` holds no usable certificate: name a PEM file with the CA's certificate", .0.display())]
+    #[error(
+        "`{}` holds no usable certificate: name a PEM file with the CA's certificate",
+        .0.display()
+    )]
     NoTrust(PathBuf),
     #[error("the terminal's certificate and key can not be used together")]
     Client(#[source] rustls::Error),

@@ -71,8 +71,8 @@ impl Survey {
         match self {
             Self::NoService => line(
                 "スマートカードのサービスが動いていません。サービスを開始し、カードリーダーを接続してください",
-                "the smart card service is not running: start it (Windows: Smart Card; Linux: pcscd) \
-                 and connect the reader",
+                "the smart card service is not running: start it (Windows: Smart Card; \
+                 Linux: pcscd) and connect the reader",
             ),
             Self::NoReader => line(
                 "カードリーダーが見つかりません。USB の接続とドライバーを確認してください",

@@ -209,7 +209,7 @@ pub enum Message {
         seq: u64,
         /// The head of the change log there.
         head: String,
-        /// When the line was made, Unix milliseconds.
+        /// When that was read from the source's log, Unix milliseconds.
         sent_at_ms: u64,
         /// The facts, in any order.
         facts: Vec<Fact>,
@@ -220,7 +220,10 @@ pub enum Message {
         seq: u64,
         /// The head before it.
         previous: String,
-        /// When the line was made, Unix milliseconds.
+        /// The source's newest sequence when this change was read from its log. Until the
+        /// subscriber has applied that one, it is behind, however young this line is.
+        latest_seq: u64,
+        /// When the change was read from the log, Unix milliseconds.
         sent_at_ms: u64,
         /// The changed fact.
         fact: Fact,
@@ -231,7 +234,7 @@ pub enum Message {
         seq: u64,
         /// The head there.
         head: String,
-        /// When the line was made, Unix milliseconds.
+        /// When that was read from the source's log, Unix milliseconds.
         sent_at_ms: u64,
     },
 }
@@ -355,8 +358,8 @@ pub struct Subscriber {
     source: Source,
     public_key: Vec<u8>,
     position: Option<(u64, String)>,
-    floor: u64,
-    sent_at_ms: u64,
+    newest: (u64, String),
+    caught_up_at_ms: u64,
 }
 
 impl Subscriber {
@@ -370,7 +373,13 @@ impl Subscriber {
             .ok()
             .filter(|key| key.len() == 32)
             .ok_or(Error::Key("an Ed25519 public key, 32 bytes in base64"))?;
-        Ok(Self { source, public_key, position: None, floor: 0, sent_at_ms: 0 })
+        Ok(Self {
+            source,
+            public_key,
+            position: None,
+            newest: (0, String::new()),
+            caught_up_at_ms: 0,
+        })
     }
 
     /// The sequence that was applied last.
@@ -378,13 +387,15 @@ impl Subscriber {
         self.position.as_ref().map_or(0, |(seq, _)| *seq)
     }
 
-    /// When the last authenticated line was made, Unix milliseconds; 0 before the first.
-    pub fn sent_at_ms(&self) -> u64 {
-        self.sent_at_ms
+    /// The source's time at which nothing that it knew was missing here, Unix milliseconds; 0
+    /// before the first snapshot. The age of the facts is counted from it, so that a long queue of
+    /// changes never passes for fresh.
+    pub fn caught_up_at_ms(&self) -> u64 {
+        self.caught_up_at_ms
     }
 
     /// Forgets the position: after a reconnect or an error, the next line must be a snapshot. The
-    /// newest sequence and send time seen stay remembered, so an old copy cannot undo a revocation.
+    /// newest sequence and head seen stay remembered, so an old copy cannot undo a revocation.
     pub fn restart(&mut self) {
         self.position = None;
     }
@@ -401,17 +412,26 @@ impl Subscriber {
         match message {
             Message::Snapshot { seq, head, sent_at_ms, facts } => {
                 facts.iter().try_for_each(|fact| self.own(fact))?;
-                if seq < self.floor || sent_at_ms < self.sent_at_ms {
-                    return Err(Error::Rollback { have: self.floor, got: seq });
+                // Order is by sequence and head alone: a clock that was set back must not keep a
+                // gateway from recovering.
+                if seq < self.newest.0 {
+                    return Err(Error::Rollback { have: self.newest.0, got: seq });
                 }
-                self.advance(seq, head, sent_at_ms);
+                if seq == self.newest.0 && !self.newest.1.is_empty() && head != self.newest.1 {
+                    return Err(Error::Chain(seq));
+                }
+                self.advance(seq, head);
+                self.caught_up_at_ms = sent_at_ms;
                 Ok(Update::Replace(facts))
             }
-            Message::Change { seq, previous, sent_at_ms, fact } => {
+            Message::Change { seq, previous, latest_seq, sent_at_ms, fact } => {
                 self.own(&fact)?;
                 let head = self.follow(seq, &previous)?;
                 let fact_json = serde_json::to_string(&fact).map_err(Error::Malformed)?;
-                self.advance(seq, next_head(&head, seq, &fact_json), sent_at_ms);
+                self.advance(seq, next_head(&head, seq, &fact_json));
+                if seq >= latest_seq {
+                    self.caught_up_at_ms = sent_at_ms;
+                }
                 Ok(Update::Apply(fact))
             }
             Message::Heartbeat { seq, head, sent_at_ms } => {
@@ -420,7 +440,7 @@ impl Subscriber {
                     Some((have, _)) if *have == seq => return Err(Error::Chain(seq)),
                     _ => return Err(Error::Gap { have: self.applied_seq(), got: seq }),
                 }
-                self.advance(seq, head, sent_at_ms);
+                self.caught_up_at_ms = sent_at_ms;
                 Ok(Update::Alive)
             }
         }
@@ -455,9 +475,8 @@ impl Subscriber {
         }
     }
 
-    fn advance(&mut self, seq: u64, head: String, sent_at_ms: u64) {
-        self.floor = self.floor.max(seq);
-        self.sent_at_ms = self.sent_at_ms.max(sent_at_ms);
+    fn advance(&mut self, seq: u64, head: String) {
+        self.newest = (seq, head.clone());
         self.position = Some((seq, head));
     }
 }
@@ -485,14 +504,45 @@ mod tests {
         let (signer, mut subscriber) = pair();
         let line = signer.line(&snapshot(0, GENESIS_HEAD, 1)).unwrap();
         assert_eq!(subscriber.accept(&line).unwrap(), Update::Replace(vec![fact(0)]));
-        let change =
-            Message::Change { seq: 1, previous: GENESIS_HEAD.into(), sent_at_ms: 2, fact: fact(7) };
+        let change = Message::Change {
+            seq: 1,
+            previous: GENESIS_HEAD.into(),
+            latest_seq: 1,
+            sent_at_ms: 2,
+            fact: fact(7),
+        };
         let line = signer.line(&change).unwrap();
         assert_eq!(subscriber.accept(&line).unwrap(), Update::Apply(fact(7)));
         let head = next_head(GENESIS_HEAD, 1, &serde_json::to_string(&fact(7)).unwrap());
         let line = signer.line(&Message::Heartbeat { seq: 1, head, sent_at_ms: 3 }).unwrap();
         assert_eq!(subscriber.accept(&line).unwrap(), Update::Alive);
-        assert_eq!((subscriber.applied_seq(), subscriber.sent_at_ms()), (1, 3));
+        assert_eq!((subscriber.applied_seq(), subscriber.caught_up_at_ms()), (1, 3));
+    }
+
+    #[test]
+    fn a_subscriber_that_is_behind_does_not_count_as_fresh() {
+        let (signer, mut subscriber) = pair();
+        subscriber.accept(&signer.line(&snapshot(0, GENESIS_HEAD, 1)).unwrap()).unwrap();
+        let mut head = GENESIS_HEAD.to_owned();
+        for (seq, caught_up) in [(1, 1), (2, 1), (3, 50)] {
+            let fact = fact(seq);
+            let previous = head.clone();
+            head = next_head(&previous, seq, &serde_json::to_string(&fact).unwrap());
+            let change = Message::Change { seq, previous, latest_seq: 3, sent_at_ms: 50, fact };
+            subscriber.accept(&signer.line(&change).unwrap()).unwrap();
+            assert_eq!(subscriber.caught_up_at_ms(), caught_up, "after {seq}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_keep_a_snapshot_out() {
+        let (signer, mut subscriber) = pair();
+        subscriber.accept(&signer.line(&snapshot(5, "aa", 9_000)).unwrap()).unwrap();
+        subscriber.restart();
+        let other = signer.line(&snapshot(5, "bb", 1_000)).unwrap();
+        assert!(matches!(subscriber.accept(&other), Err(Error::Chain(5))));
+        subscriber.accept(&signer.line(&snapshot(5, "aa", 1_000)).unwrap()).unwrap();
+        assert_eq!(subscriber.caught_up_at_ms(), 1_000);
     }
 
     #[test]
@@ -518,7 +568,8 @@ mod tests {
         assert!(matches!(subscriber.accept(&line), Err(Error::Foreign("hub", _))));
         subscriber.accept(&signer.line(&snapshot(0, GENESIS_HEAD, 1)).unwrap()).unwrap();
         let previous = GENESIS_HEAD.to_owned();
-        let change = Message::Change { seq: 1, previous, sent_at_ms: 2, fact: foreign };
+        let change =
+            Message::Change { seq: 1, previous, latest_seq: 1, sent_at_ms: 2, fact: foreign };
         let line = signer.line(&change).unwrap();
         assert!(matches!(subscriber.accept(&line), Err(Error::Foreign("hub", _))));
         assert_eq!(subscriber.applied_seq(), 0);
@@ -530,6 +581,7 @@ mod tests {
         let change = |seq, previous: &str| Message::Change {
             seq,
             previous: previous.into(),
+            latest_seq: seq,
             sent_at_ms: 9,
             fact: fact(seq),
         };

@@ -19,3 +19,4 @@ mod durability;
 mod bad_input;
 mod idempotence;
 mod config;
+mod doctor;

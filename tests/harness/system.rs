@@ -36,9 +36,11 @@ pub struct System {
     parties: Vec<Party>,
 }
 
-/// How to start a box; see [`System::prepare`].
+/// How to start a box; see [`System::prepare`]. Dropped, it stops what a start that was not to
+/// succeed left running.
 pub struct Start {
-    folder: tempfile::TempDir,
+    /// Gone once [`Start::start`] took it.
+    folder: Option<tempfile::TempDir>,
 }
 
 static SHARED: Mutex<Weak<System>> = Mutex::new(Weak::new());
@@ -65,7 +67,7 @@ impl System {
     pub fn prepare() -> Start {
         // A short path: the name of a unix socket holds 107 bytes at most.
         let folder = tempfile::Builder::new().prefix("sk-").tempdir_in("/tmp").unwrap();
-        Start { folder }
+        Start { folder: Some(folder) }
     }
 
     /// The data folder.
@@ -234,7 +236,7 @@ impl System {
     /// Stops the box, keeping its data folder.
     pub fn stop(mut self) -> Start {
         self.down();
-        Start { folder: self.folder.take().expect("a box that was not stopped") }
+        Start { folder: self.folder.take() }
     }
 
     fn down(&self) {
@@ -277,12 +279,12 @@ impl System {
 impl Start {
     /// The data folder to be.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.scratch().join("data")
     }
 
     /// A folder for the test's own files.
     pub fn scratch(&self) -> &Path {
-        self.folder.path()
+        self.folder.as_ref().expect("a box that was not started").path()
     }
 
     /// Runs `sekisho up`, whatever comes of it.
@@ -303,14 +305,14 @@ impl Start {
     }
 
     /// Starts the box.
-    pub fn start(self) -> System {
+    pub fn start(mut self) -> System {
         program("sekisho-gateway");
         self.try_up().ok();
         let text = fs::read_to_string(self.data().join("demo/env.json")).expect("demo/env.json");
         let env: Value = serde_json::from_str(&text).expect("demo/env.json is JSON");
         let parties = env["parties"].as_array().expect("env.json: parties");
         let parties = parties.iter().map(read_party).collect();
-        let system = System { folder: Some(self.folder), env, parties };
+        let system = System { folder: self.folder.take(), env, parties };
         system.wait_ready();
         system
     }
@@ -318,6 +320,15 @@ impl Start {
     /// The processes that still run on the data folder.
     pub fn running(&self) -> Vec<String> {
         running(&self.data())
+    }
+}
+
+impl Drop for Start {
+    fn drop(&mut self) {
+        if self.folder.is_some() && !self.running().is_empty() {
+            let data = self.data();
+            let _ = sekisho(["down", "--data", data.to_str().unwrap()]);
+        }
     }
 }
 

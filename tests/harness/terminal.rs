@@ -70,29 +70,26 @@ impl Terminal {
         Self { cert, key, serial }
     }
 
-    /// A certificate for the same kind of subject from a CA that nobody knows.
-    pub fn foreign(system: &System, san_uri: &str) -> Self {
+    /// A certificate that says the same as `like` but was signed by nobody known: only its issuer
+    /// is a reason to refuse it.
+    pub fn foreign(system: &System, like: &Path) -> Self {
         let base = system.scratch().join("foreign");
         let (key, cert) = (base.with_extension("key"), base.with_extension("pem"));
         new_request(&key, &EC_P256);
-        let san = format!("subjectAltName=URI:{san_uri}");
-        openssl(&[
-            "req",
-            "-x509",
-            "-new",
-            "-key",
-            path(&key),
-            "-days",
-            "2",
-            "-subj",
-            "/CN=foreign",
-            "-addext",
-            &san,
-            "-addext",
-            "extendedKeyUsage=clientAuth",
-            "-out",
-            path(&cert),
-        ]);
+        let printed = inspect(like, "-text");
+        let after = |words: &str| {
+            let rest = printed.split(words).nth(1).unwrap_or_else(|| panic!("no {words}"));
+            rest.split_whitespace().next().unwrap_or_default().to_owned()
+        };
+        let san = format!("subjectAltName=URI:{}", after("URI:"));
+        let policy = format!("certificatePolicies={}", after("Policy:"));
+        let extensions =
+            [san.as_str(), &policy, "extendedKeyUsage=clientAuth", "basicConstraints=CA:FALSE"];
+        let mut args =
+            vec!["req", "-x509", "-new", "-key", path(&key), "-days", "2", "-subj", "/CN=foreign"];
+        args.extend(["-out", path(&cert)]);
+        args.extend(extensions.iter().flat_map(|extension| ["-addext", extension]));
+        openssl(&args);
         let serial = serial_of(&cert);
         Self { cert, key, serial }
     }

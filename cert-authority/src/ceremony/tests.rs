@@ -1,3 +1,5 @@
+//! Tests of the ceremony: what `init` makes, keeps, completes and refuses.
+
 use super::*;
 use crate::testing::{openssl_verify, webpki_accepts};
 use std::fs;

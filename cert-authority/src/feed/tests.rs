@@ -1,3 +1,5 @@
+//! Tests of the feed: lines a subscriber accepts, acknowledgements, waiting.
+
 use super::*;
 use crate::store::OfficeData;
 use policies::feed::{Fact, Source, Subscriber, Update};

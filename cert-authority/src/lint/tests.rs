@@ -1,3 +1,5 @@
+//! Tests of the lint: each field that differs is named.
+
 use super::*;
 use crate::profile::{Profile, Rules};
 use crate::testing::{Ca, office, openssl_accepts, rules, sign, webpki_accepts};

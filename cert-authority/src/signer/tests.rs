@@ -1,3 +1,5 @@
+//! Tests of the signer: each refusal, asked for directly.
+
 use super::*;
 use crate::profile::Profile;
 use crate::testing::{Ca, office, openssl_accepts, rules, webpki_accepts};

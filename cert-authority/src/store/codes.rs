@@ -81,7 +81,8 @@ impl Store {
         let identity =
             serde_json::to_string(code.identity).map_err(|_| Error::Corrupt("identity"))?;
         sqlx::query(
-            "INSERT INTO code (id, secret_hash, identity, profile, not_after_s, issued_at, expires_at)
+            "INSERT INTO code
+             (id, secret_hash, identity, profile, not_after_s, issued_at, expires_at)
              VALUES (?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(code.id)

@@ -1,3 +1,5 @@
+//! Tests of the store: offices, codes, certificates, the change log.
+
 use super::*;
 use crate::profile::Profile;
 use crate::request::PublicKey;

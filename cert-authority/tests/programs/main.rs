@@ -138,9 +138,8 @@ fn the_admin_socket_answers_as_documented() {
     let (status, body) = system.admin("GET", "/offices/1370000009", None);
     assert_eq!((status, body["error"]["code"].as_str()), (404, Some("unknown_office")));
     let code = |number: &str, profile: &str| {
-        let body = format!(
-            r#"{{"identity":{{"kind":"office","number":"{number}","terminal":"a"}},"profile":"{profile}"}}"#
-        );
+        let identity = format!(r#"{{"kind":"office","number":"{number}","terminal":"a"}}"#);
+        let body = format!(r#"{{"identity":{identity},"profile":"{profile}"}}"#);
         let (status, body) = system.admin("POST", "/codes", Some(&body));
         (status, body["error"]["code"].as_str().unwrap_or_default().to_owned())
     };

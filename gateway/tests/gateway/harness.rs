@@ -126,7 +126,8 @@ async fn publish(
                 let previous = at.1.clone();
                 let json = serde_json::to_string(&fact).unwrap();
                 at = (at.0 + 1, next_head(&previous, at.0 + 1, &json));
-                Message::Change { seq: at.0, previous, sent_at_ms: sent_at_ms(), fact }
+                let (seq, latest_seq) = (at.0, at.0);
+                Message::Change { seq, previous, latest_seq, sent_at_ms: sent_at_ms(), fact }
             }
             Ok(None) => return,
             Err(_) => {
@@ -302,8 +303,14 @@ impl Client {
         self.raw(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")).await
     }
 
+    /// Sends bytes and waits for nothing.
+    pub async fn send(&mut self, bytes: &str) -> std::io::Result<()> {
+        self.stream.get_mut().write_all(bytes.as_bytes()).await?;
+        self.stream.get_mut().flush().await
+    }
+
     pub async fn raw(&mut self, request: &str) -> std::io::Result<Reply> {
-        self.stream.get_mut().write_all(request.as_bytes()).await?;
+        self.send(request).await?;
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             if self.stream.read_line(&mut head).await? == 0 {
@@ -316,6 +323,11 @@ impl Client {
         let status = head.split(' ').nth(1).and_then(|text| text.parse().ok()).unwrap();
         let body = serde_json::from_slice(&body).unwrap_or_default();
         Ok(Reply { status, head, body })
+    }
+
+    pub fn key_exchange_group(&self) -> Option<rustls::NamedGroup> {
+        let (_, session) = self.stream.get_ref().get_ref();
+        session.negotiated_key_exchange_group().map(|group| group.name())
     }
 
     pub fn was_resumed(&self) -> bool {

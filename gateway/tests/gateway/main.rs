@@ -54,6 +54,15 @@ async fn a_permitted_request_reaches_the_hub_with_our_identity_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_post_quantum_hybrid_is_preferred() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    assert_eq!(client.get(CARD, &headers).await.unwrap().status, 200);
+    assert_eq!(client.key_exchange_group(), Some(rustls::NamedGroup::X25519MLKEM768));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_missing_thing_is_refused_with_its_reason() {
     let world = World::start().await;
     let (party, headers) = office(&world, 1).await;
@@ -200,12 +209,8 @@ async fn a_suspended_office_is_cut_and_refused() {
     while open.get(CARD, &headers).await.is_ok_and(|reply| reply.status == 200) {
         assert!(start.elapsed() < Duration::from_secs(1));
     }
-    let config = Arc::new(world.client_config(Some(&party)));
-    if let Ok(mut client) = world.connect(config).await
-        && let Ok(reply) = client.get(CARD, &headers).await
-    {
-        assert_eq!(code(&reply), "office_suspended");
-    }
+    let reply = world.client(&party).await.get(CARD, &headers).await.unwrap();
+    assert_eq!((reply.status, code(&reply)), (403, "office_suspended"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,4 +230,77 @@ async fn readiness_and_metrics_are_served_on_loopback() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("{}", world.admin_get("/metrics").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_cannot_be_read_is_recorded_too() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    assert_eq!(client.get(CARD, &headers).await.unwrap().status, 200);
+    // The head is broken off, so no request phase ever sees it.
+    let _ = client.raw("GET /v1 HTTP/1.1\r\nbad header line\r\n\r\n").await;
+    drop(client);
+    let log = world.audit_with(r#""reasons":["bad_request"]"#).await;
+    assert_eq!(log.matches(r#""outcome":"deny""#).count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_office_cannot_take_the_hub_from_others() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let unfinished = format!(
+        "POST /v1/session HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n{headers}\r\n"
+    );
+    let mut held = Vec::new();
+    for _ in 0..64 {
+        let mut client = world.client(&party).await;
+        client.send(&unfinished).await.unwrap();
+        held.push(client);
+    }
+    let mut client = world.client(&party).await;
+    let start = Instant::now();
+    while client.get(CARD, &headers).await.unwrap().status != 429 {
+        assert!(start.elapsed() < Duration::from_secs(2), "never limited");
+    }
+    let municipality = world.pki.client("municipality/131016/terminal/a", 9);
+    let mut other = world.client(&municipality).await;
+    assert_eq!(other.get(CARD, "").await.unwrap().status, 200);
+    drop(held);
+    while client.get(CARD, &headers).await.unwrap().status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(5), "the slots never came back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_take_no_handshake_from_others() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut silent = Vec::new();
+    for _ in 0..700 {
+        silent.push(tokio::net::TcpStream::connect(world.public).await.unwrap());
+    }
+    let mut client = world.client(&party).await;
+    assert_eq!(client.get(CARD, &headers).await.unwrap().status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_changes_at_once_arrive_together() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    for n in 0..3_000_u64 {
+        world.hub.send(Fact::Registration {
+            office: OFFICE.parse().unwrap(),
+            insured: format!("131016/{:010}", 100 + n).parse().unwrap(),
+            from: 1,
+            until: None,
+            ended: None,
+        });
+    }
+    let last = "/v1/insured/131016/0000003099/documents/insured-card";
+    let start = Instant::now();
+    while client.get(last, &headers).await.unwrap().status != 200 {
+        assert!(start.elapsed() < Duration::from_secs(10), "3,000 changes took over 10 s");
+    }
 }
