@@ -231,8 +231,10 @@ impl Config {
             Error(vec![format!("cannot read config file `{}`: {error}", path.display())])
         })?;
         let raw: RawConfig = toml::from_str(&text).map_err(|error| {
-            let line = error.to_string().trim().replace('\n', " ");
-            Error(vec![format!("config file `{}`: {line}", path.display())])
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            let line = before.matches('\n').count() + 1;
+            let what = error.message().replace('\n', " ");
+            Error(vec![format!("config file `{}`: line {line}: {what}", path.display())])
         })?;
         Checker { file: path.display().to_string(), problems: Vec::new() }.check(raw)
     }

@@ -3,15 +3,20 @@
 //! INVARIANT: nothing of a body is used before it was parsed into a type whose every text and list
 //! has a limit; unknown fields are refused.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
-use policies::reason::Reason;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::Hub;
+use crate::permit_guard::Admitted;
 use crate::refusal::Refusal;
 
 /// A JSON body of at most [`SMALL_BODY_BYTES_MAX`].
@@ -23,7 +28,7 @@ impl<T: DeserializeOwned> FromRequest<Hub> for JsonBody<T> {
     async fn from_request(request: Request, _: &Hub) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
         require_json(&parts.headers)?;
-        let bytes = read(body, SMALL_BODY_BYTES_MAX).await?;
+        let bytes = read_small(&parts, body).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| Refusal::body(error.to_string()))
     }
 }
@@ -36,7 +41,7 @@ impl<T: DeserializeOwned + Default> FromRequest<Hub> for OptionalJsonBody<T> {
 
     async fn from_request(request: Request, _: &Hub) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body, SMALL_BODY_BYTES_MAX).await?;
+        let bytes = read_small(&parts, body).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
@@ -47,9 +52,35 @@ impl<T: DeserializeOwned + Default> FromRequest<Hub> for OptionalJsonBody<T> {
 
 /// The query parameters; none is the default, an unknown one is refused.
 pub(crate) fn query<T: DeserializeOwned>(uri: &axum::http::Uri) -> Result<T, Refusal> {
-    axum::extract::Query::try_from_uri(uri)
-        .map(|query| query.0)
-        .map_err(|_| Reason::BadRequest.into())
+    axum::extract::Query::try_from_uri(uri).map(|query| query.0).map_err(|_| {
+        Refusal::coded(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "query_invalid",
+            "the query has a parameter that this operation does not know, or a wrong value",
+            "要求先の URL のパラメータが正しくありません。名前と値をご確認ください。",
+        )
+    })
+}
+
+/// The page of a list that is newest first: what stands before this id.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PageBefore {
+    #[serde(default)]
+    before: Option<i64>,
+}
+
+impl PageBefore {
+    /// The first id that is not on the page.
+    pub(crate) fn before(&self) -> i64 {
+        self.before.unwrap_or(i64::MAX)
+    }
+}
+
+/// The id that the next page begins after, if this page is full.
+pub(crate) fn next_page<T>(page: &[T], rows_max: i64, id: impl Fn(&T) -> i64) -> Option<i64> {
+    let is_full = i64::try_from(page.len()).is_ok_and(|rows| rows >= rows_max);
+    page.last().filter(|_| is_full).map(id)
 }
 
 /// Refuses a body that does not say it is JSON.
@@ -67,9 +98,27 @@ pub(crate) fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
     ))
 }
 
-/// The whole body, if it is not longer than `bytes_max`.
-pub(crate) async fn read(body: Body, bytes_max: usize) -> Result<Bytes, Refusal> {
-    to_bytes(body, bytes_max).await.map_err(|_| {
+/// A body of at most [`SMALL_BODY_BYTES_MAX`]; on the admin socket, which knows no permits, its
+/// time begins now.
+async fn read_small(parts: &Parts, body: Body) -> Result<Bytes, Refusal> {
+    match parts.extensions.get::<Arc<Admitted>>() {
+        Some(admitted) => admitted.read_body(body, SMALL_BODY_BYTES_MAX).await,
+        None => read(body, SMALL_BODY_BYTES_MAX, Instant::now() + BODY_TIME).await,
+    }
+}
+
+/// The whole body, if it is not longer than `bytes_max` and complete at `until`.
+pub(crate) async fn read(body: Body, bytes_max: usize, until: Instant) -> Result<Bytes, Refusal> {
+    let read = tokio::time::timeout_at(until, to_bytes(body, bytes_max)).await;
+    let read = read.map_err(|_| {
+        Refusal::coded(
+            StatusCode::REQUEST_TIMEOUT,
+            "body_timeout",
+            "the body was not complete in time; send it again",
+            "本文の受信が時間内に終わりませんでした。もう一度送信してください。",
+        )
+    })?;
+    read.map_err(|_| {
         Refusal::coded(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body_too_large",
@@ -112,5 +161,7 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
+/// How long after the head of a request its body may take to be complete.
+pub(crate) const BODY_TIME: Duration = Duration::from_secs(20);
 /// The longest body of everything that is not a document, in bytes.
 pub(crate) const SMALL_BODY_BYTES_MAX: usize = 64 * 1024;

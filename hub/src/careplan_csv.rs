@@ -32,11 +32,12 @@ mod properties;
 use columns::Column;
 use records::Record;
 
-/// The longest file that is read, in bytes.
-pub const FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// The longest file that is read, in bytes: a little less than the gateway lets through, so that
+/// the refusal comes from here and says what to do.
+pub const FILE_BYTES_MAX: usize = 4 * 1024 * 1024 - 64 * 1024;
 
 /// The most rows that one file may hold.
-pub const ROWS_MAX: usize = 20_000;
+pub const ROWS_MAX: usize = 5_000;
 
 /// The most problems that one refusal lists one by one.
 pub const PROBLEMS_MAX: usize = 100;
@@ -217,8 +218,8 @@ pub fn parse(file_name: &str, bytes: &[u8]) -> Result<CarePlanFile, Refusal> {
     let name = file_name::parse(file_name, &mut problems);
     if bytes.len() > FILE_BYTES_MAX {
         let message = format!(
-            "ファイルが大きすぎます（上限 {} MB）。分割して送信してください。",
-            FILE_BYTES_MAX / 1024 / 1024
+            "ファイルが大きすぎます（上限 {} KB）。分割して送信してください。",
+            FILE_BYTES_MAX / 1024
         );
         problems.add(0, 0, "ファイル全体", message);
         return Err(problems.into_refusal());

@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
+use crate::access_history::Subject;
 use crate::body::{JsonBody, Text};
 use crate::clock::Day;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
-use crate::work::{Deed, Work};
-use crate::{Hub, clock, insured};
+use crate::work::Work;
+use crate::{Hub, access_history, clock, insured};
 
 /// A stage of one application, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,19 +62,24 @@ pub(crate) async fn advance(
     JsonBody(step): JsonBody<Step>,
 ) -> Result<Response, Refusal> {
     check_result(&step)?;
-    let deed = Deed::of(&hub, permit.claims()).detail(word(step.stage));
-    let mut work = Work::begin(&hub, deed).await?;
+    let mut work = Work::permitted(&hub, &permit, word(step.stage)).await?;
     let result = append(&mut work, &permit, &step).await;
     let progress = work.finish(result).await?;
     Ok(axum::Json(progress).into_response())
 }
 
-/// `GET …/certification`.
+/// `GET …/certification`; where there is something to see, the access history says who saw it.
 pub(crate) async fn view(State(hub): State<Hub>, permit: Permitted) -> Result<Response, Refusal> {
-    let insured = permit.insured()?;
-    let mut tx = hub.store.read().await?;
-    insured::require(&mut tx, permit.claims(), insured, clock::now_s()).await?;
-    Ok(axum::Json(progress(&rows(&mut tx, insured).await?)?).into_response())
+    let (insured, claims, now) = (permit.insured()?, permit.claims(), clock::now_s());
+    let mut tx = permit.write(&hub).await?;
+    insured::require(tx.conn(), claims, insured, now).await?;
+    let rows = rows(tx.conn(), insured).await?;
+    if let Some(last) = rows.last() {
+        let subject = Subject::Certification(last.application);
+        access_history::record(tx.conn(), claims, insured, subject, now).await?;
+    }
+    tx.commit().await?;
+    Ok(axum::Json(progress(&rows)?).into_response())
 }
 
 fn check_result(step: &Step) -> Result<(), Refusal> {

@@ -28,6 +28,11 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
     instant(seconds).and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
+/// The first second of the day in Japan that `seconds` lies in.
+pub(crate) fn today_begin(seconds: u64) -> u64 {
+    seconds - (seconds + JAPAN_S) % DAY_S
+}
+
 /// The first second that `text` means: a day, or an RFC 3339 instant.
 pub(crate) fn begin_of(text: &str) -> Option<u64> {
     day_begin(text).or_else(|| parse_instant(text))
@@ -118,6 +123,8 @@ mod tests {
         let begin = begin_of("2026-04-01").unwrap();
         assert_eq!(rfc3339(begin), "2026-03-31T15:00:00Z");
         assert_eq!(print_begin(begin), "2026-04-01");
+        assert_eq!(today_begin(begin), begin);
+        assert_eq!(today_begin(begin + DAY_S - 1), begin);
         let end = end_of("2026-04-01").unwrap();
         assert_eq!(rfc3339(end), "2026-04-01T14:59:59Z");
         assert_eq!(print_end(end), "2026-04-01");

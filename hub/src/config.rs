@@ -4,12 +4,14 @@
 //! INVARIANT: a [`Config`] can be run as it is; nothing is validated later.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use policies::feed::{Signer, Source};
 use policies::identity::TerminalId;
 use policies::permit::PermitKey;
 use serde::Deserialize;
 
+use crate::body::BODY_TIME;
 use crate::key_file;
 
 /// Why the configuration cannot be used.
@@ -86,6 +88,8 @@ pub(crate) struct Limits {
     pub(crate) token_lifetime_s: u64,
     pub(crate) refresh_lifetime_s: u64,
     pub(crate) document_bytes_max: usize,
+    /// How long after its head a body may take to be complete.
+    pub(crate) body_time: Duration,
 }
 
 impl Config {
@@ -159,6 +163,7 @@ impl Checker<'_> {
             token_lifetime_s: raw.token_lifetime_s,
             refresh_lifetime_s: raw.refresh_lifetime_s,
             document_bytes_max: raw.document_bytes_max,
+            body_time: BODY_TIME,
         }
     }
 

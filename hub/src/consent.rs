@@ -1,15 +1,17 @@
 //! 同意: what a person consented to, for how long, who recorded it, and its withdrawal.
 //!
 //! A consent is never changed but by its withdrawal, which takes effect with the commit: the next
-//! read in the hub sees it, whatever permit it carries. Here belong later: proxies (代理人), proof of
-//! paper consents, and notices to the offices concerned.
+//! read in the hub sees it, whatever permit it carries. Who took a consent follows from who records
+//! it. An office takes one only where the person has not said no: what the person or the
+//! municipality withdrew, an office does not record anew. Here belong later: proxies (代理人), proof
+//! of paper consents, and notices to the offices concerned.
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use policies::document::{DocumentKind, DocumentSet};
 use policies::feed::Fact;
-use policies::identity::InsuredKey;
+use policies::identity::{Identity, InsuredKey, SystemName};
 use policies::reason::{Reason, ReasonSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -19,7 +21,7 @@ use crate::body::{JsonBody, OptionalJsonBody, Text};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
-use crate::work::{Deed, Work};
+use crate::work::Work;
 use crate::{Hub, clock, insured};
 
 /// What a consent covers.
@@ -37,12 +39,23 @@ enum All {
 }
 
 /// Who took the consent.
-#[derive(Clone, Copy, Deserialize, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum CollectedBy {
     Municipality,
     Portal,
     Office,
+}
+
+impl CollectedBy {
+    fn of(principal: &Identity) -> Result<Self, Refusal> {
+        match principal {
+            Identity::System { name: SystemName::Portal, .. } => Ok(Self::Portal),
+            Identity::Municipality { .. } => Ok(Self::Municipality),
+            Identity::Office { .. } => Ok(Self::Office),
+            Identity::System { .. } | Identity::Operator { .. } => Err(Reason::NotShared.into()),
+        }
+    }
 }
 
 /// How the consent was given.
@@ -62,7 +75,9 @@ pub(crate) struct NewConsent {
     from: Option<String>,
     #[serde(default)]
     until: Option<String>,
-    collected_by: CollectedBy,
+    /// Follows from the principal; one that is stated must be that.
+    #[serde(default)]
+    collected_by: Option<CollectedBy>,
     method: Method,
     #[serde(default)]
     evidence: Option<Text<200>>,
@@ -82,7 +97,7 @@ pub(crate) async fn record(
     permit: Permitted,
     JsonBody(new): JsonBody<NewConsent>,
 ) -> Result<Response, Refusal> {
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = insert(&mut work, &permit, &new).await;
     let consent = work.finish(result).await?;
     Ok((StatusCode::CREATED, axum::Json(consent)).into_response())
@@ -94,6 +109,15 @@ async fn insert(work: &mut Work, permit: &Permitted, new: &NewConsent) -> Result
     insured::require(work.conn(), permit.claims(), insured, now).await?;
     let scope = scope_of(&new.scope)?;
     let (from, until) = period(new.from.as_deref(), new.until.as_deref(), now)?;
+    let collected_by = CollectedBy::of(&permit.claims().principal)?;
+    if new.collected_by.is_some_and(|stated| stated != collected_by) {
+        let derived = word(collected_by);
+        return Err(Refusal::body(format!("`collected_by` must be `{derived}` or left out")));
+    }
+    if collected_by == CollectedBy::Office {
+        let has_evidence = new.evidence.is_some();
+        check_office(work.conn(), insured, scope, from, has_evidence, now).await?;
+    }
     let id: i64 = sqlx::query_scalar(
         "INSERT INTO consents (insurer, number, scope, from_s, until_s, collected_by, method,
          evidence, recorded_by, recorded_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
@@ -104,7 +128,7 @@ async fn insert(work: &mut Work, permit: &Permitted, new: &NewConsent) -> Result
     .bind(serde_json::to_string(&scope)?)
     .bind(int(from))
     .bind(until.map(int))
-    .bind(word(new.collected_by))
+    .bind(word(collected_by))
     .bind(word(new.method))
     .bind(new.evidence.as_ref().map(Text::as_str))
     .bind(permit.claims().principal.party())
@@ -118,11 +142,53 @@ async fn insert(work: &mut Work, permit: &Permitted, new: &NewConsent) -> Result
     print(&row.ok_or_else(no_consent)?, now)
 }
 
+/// What more is asked of an office that records a consent.
+async fn check_office(
+    conn: &mut SqliteConnection,
+    insured: InsuredKey,
+    scope: DocumentSet,
+    from: u64,
+    has_evidence: bool,
+    now: u64,
+) -> Result<(), Refusal> {
+    if !has_evidence {
+        return Err(Refusal::body("`evidence` is required of an office"));
+    }
+    if from < clock::today_begin(now) {
+        return Err(Refusal::body("`from` lies in the past: an office records from today on"));
+    }
+    if is_withdrawn(&rows(conn, insured).await?, scope)? {
+        return Err(Refusal::coded(
+            StatusCode::CONFLICT,
+            "consent_withdrawn_by_person",
+            "the person has withdrawn this consent; only the person or the municipality renews it",
+            "ご本人が同意を撤回されています。同意の再登録は、ご本人または市区町村が行う必要があります。",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether of any kind in `scope` the newest consent was withdrawn by the person or the
+/// municipality. `rows` are the person's, newest first.
+fn is_withdrawn(rows: &[Row], scope: DocumentSet) -> Result<bool, Refusal> {
+    let mut open = scope;
+    for row in rows {
+        let covered: DocumentSet = serde_json::from_str(&row.scope)?;
+        let newest_of: DocumentSet = open.iter().filter(|kind| covered.contains(*kind)).collect();
+        let by_office = row.withdrawn_by.as_deref().is_some_and(|by| by.starts_with("office/"));
+        if !newest_of.is_empty() && row.withdrawn_s.is_some() && !by_office {
+            return Ok(true);
+        }
+        open = open.iter().filter(|kind| !covered.contains(*kind)).collect();
+    }
+    Ok(false)
+}
+
 /// `GET …/consents`: newest first.
 pub(crate) async fn list(State(hub): State<Hub>, permit: Permitted) -> Result<Response, Refusal> {
     let now = clock::now_s();
     let insured = permit.insured()?;
-    let mut tx = hub.store.read().await?;
+    let mut tx = permit.read(&hub).await?;
     insured::require(&mut tx, permit.claims(), insured, now).await?;
     let rows = rows(&mut tx, insured).await?;
     let consents = rows.iter().map(|row| print(row, now)).collect::<Result<Vec<_>, _>>()?;
@@ -135,7 +201,7 @@ pub(crate) async fn withdraw(
     permit: Permitted,
     OptionalJsonBody(withdrawal): OptionalJsonBody<Withdrawal>,
 ) -> Result<Response, Refusal> {
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = end(&mut work, &permit, withdrawal.reason.as_ref()).await;
     let consent = work.finish(result).await?;
     Ok(axum::Json(consent).into_response())
@@ -205,6 +271,7 @@ struct Row {
     recorded_by: String,
     recorded_at: i64,
     withdrawn_s: Option<i64>,
+    withdrawn_by: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -244,7 +311,8 @@ impl Row {
 async fn rows(conn: &mut SqliteConnection, insured: InsuredKey) -> Result<Vec<Row>, Refusal> {
     Ok(sqlx::query_as(
         "SELECT id, scope, from_s, until_s, collected_by, method, recorded_by, recorded_at,
-         withdrawn_s FROM consents WHERE insurer = $1 AND number = $2 ORDER BY id DESC LIMIT $3",
+         withdrawn_s, withdrawn_by FROM consents WHERE insurer = $1 AND number = $2
+         ORDER BY id DESC LIMIT $3",
     )
     .bind(insured.insurer.as_str())
     .bind(insured.number.as_str())

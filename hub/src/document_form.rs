@@ -1,15 +1,19 @@
 //! The form of each 様式: which fields its JSON must have at the top, and what they hold.
 //!
 //! The lists are short on purpose: they hold what other parts of the hub and the reader's screen
-//! rely on. Everything else in the object is stored as it came. The complete item definitions of
-//! the ministry's layouts belong here, kind by kind.
+//! rely on. The object is stored as it came, byte for byte, so that no number changes its value on
+//! the way; an object that has a key twice, which two readers may read in two ways, is refused. The
+//! complete item definitions of the ministry's layouts belong here, kind by kind.
 
 use axum::http::StatusCode;
 use policies::document::DocumentKind;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::clock::Day;
 use crate::refusal::Refusal;
+
+mod duplicate_keys;
 
 /// What a field must hold.
 #[derive(Clone, Copy)]
@@ -32,14 +36,28 @@ enum Form {
     OptionalId,
 }
 
+/// A document as it came, and what the hub itself reads in it.
+#[derive(Debug)]
+pub(crate) struct Document {
+    /// The JSON object, unchanged.
+    pub(crate) text: Box<RawValue>,
+    /// `created_on` at the top, where there is one.
+    pub(crate) created_on: Option<String>,
+    /// `request_id` at the top, where there is one.
+    pub(crate) request_id: Option<i64>,
+}
+
 /// The document in `bytes`, if it is a JSON object with the fields of `kind`.
 ///
 /// # Errors
 /// `document_invalid` with every problem.
-pub(crate) fn parse(kind: DocumentKind, bytes: &[u8]) -> Result<Value, Refusal> {
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+pub(crate) fn parse(kind: DocumentKind, bytes: &[u8]) -> Result<Document, Refusal> {
+    let unreadable = |error: serde_json::Error| {
         invalid(kind, vec![problem("", &format!("JSON として読めません（{error}）。"))])
-    })?;
+    };
+    let value: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let text: Box<RawValue> = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let doubled = duplicate_keys::find(text.get()).map_err(unreadable)?;
     let Value::Object(fields) = &value else {
         return Err(invalid(kind, vec![problem("", "JSON のオブジェクトで送信してください。")]));
     };
@@ -47,8 +65,14 @@ pub(crate) fn parse(kind: DocumentKind, bytes: &[u8]) -> Result<Value, Refusal> 
         .iter()
         .filter_map(|(name, form)| check(fields, name, *form))
         .chain(period(fields))
+        .chain(doubled.iter().map(|key| problem(key, "同じ項目が二つ以上あります。")))
         .collect();
-    if problems.is_empty() { Ok(value) } else { Err(invalid(kind, problems)) }
+    if !problems.is_empty() {
+        return Err(invalid(kind, problems));
+    }
+    let created_on = fields.get("created_on").and_then(Value::as_str).map(str::to_owned);
+    let request_id = fields.get("request_id").and_then(Value::as_i64);
+    Ok(Document { text, created_on, request_id })
 }
 
 const fn fields_of(kind: DocumentKind) -> &'static [(&'static str, Form)] {
@@ -176,6 +200,24 @@ mod tests {
         for (kind, body) in complete {
             assert!(parse(kind, body.as_bytes()).is_ok(), "{kind}");
         }
+    }
+
+    #[test]
+    fn a_document_is_kept_byte_for_byte() {
+        let text = r#"{ "ratio":1, "valid_from":"2026-08-01","big":12345678901234567890123,
+            "exact":1.10,"small":1E-7}"#;
+        let body = format!("  {text}\n");
+        let document = parse(DocumentKind::BurdenRatio, body.as_bytes()).unwrap();
+        assert_eq!(document.text.get(), text);
+    }
+
+    #[test]
+    fn doubled_keys_are_named_wherever_they_stand() {
+        let body = br#"{"ratio":1,"valid_from":"2026-08-01","a":[{"x":1},{"b":1,"\u0062":2}],
+            "ratio":2}"#;
+        let refusal = format!("{:?}", parse(DocumentKind::BurdenRatio, body).unwrap_err());
+        assert!(refusal.contains("document_invalid"), "{refusal}");
+        assert!(refusal.contains("\"a.1.b\"") && refusal.contains("\"ratio\""), "{refusal}");
     }
 
     #[test]

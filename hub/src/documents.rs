@@ -16,16 +16,19 @@ use policies::document::DocumentKind;
 use policies::feed::Fact;
 use policies::identity::{Identity, InsuredKey, OfficeNumber, SystemName};
 use policies::reason::Reason;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::body::{query, read, require_json};
+use crate::access_history::Subject;
+use crate::body::{query, require_json};
+use crate::document_form::Document;
 use crate::insured::Sight;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
-use crate::work::{Deed, Work};
+use crate::work::Work;
 use crate::{Hub, access_history, clock, document_form, insured, notices};
 
 #[derive(Deserialize)]
@@ -44,7 +47,10 @@ pub(crate) struct NewVersion<'a> {
     /// The principal that sent it.
     pub(crate) submitted_by: String,
     pub(crate) request_id: &'a str,
-    pub(crate) content: Value,
+    /// 作成日 of a care plan.
+    pub(crate) created_on: Option<String>,
+    /// The JSON object, as it is delivered.
+    pub(crate) content: Box<RawValue>,
 }
 
 /// A version that was stored.
@@ -65,12 +71,11 @@ pub(crate) async fn store(
     let kind = permit.kind()?;
     let parameters: StoreParameters = query(&uri)?;
     require_json(&headers)?;
-    let bytes = read(body, hub.limits.document_bytes_max).await?;
-    let content = document_form::parse(kind, &bytes)?;
+    let bytes = permit.read_body(body, hub.limits.document_bytes_max).await?;
+    let document = document_form::parse(kind, &bytes)?;
     let author = author(&permit.claims().principal, &parameters)?;
-    let deed = Deed::of(&hub, permit.claims()).detail(format!("{kind} author {author}"));
-    let mut work = Work::begin(&hub, deed).await?;
-    let result = store_checked(&mut work, &permit, kind, author, content).await;
+    let mut work = Work::permitted(&hub, &permit, format!("{kind} author {author}")).await?;
+    let result = store_checked(&mut work, &permit, kind, author, document).await;
     let stored = work.finish(result).await?;
     Ok((StatusCode::CREATED, axum::Json(stored)).into_response())
 }
@@ -93,12 +98,12 @@ async fn store_checked(
     permit: &Permitted,
     kind: DocumentKind,
     author: String,
-    content: Value,
+    document: Document,
 ) -> Result<Value, Refusal> {
     let (insured, claims, now) = (permit.insured()?, permit.claims(), clock::now_s());
     insured::require(work.conn(), claims, insured, now).await?;
     insured::sight(work.conn(), claims, insured, kind, now).await?.require()?;
-    let named_request = content.get("request_id").and_then(Value::as_i64);
+    let Document { text: content, created_on, request_id: named_request } = document;
     let stored = insert(
         work,
         NewVersion {
@@ -107,6 +112,7 @@ async fn store_checked(
             author: author.clone(),
             submitted_by: claims.principal.path(),
             request_id: &claims.request_id,
+            created_on,
             content,
         },
     )
@@ -148,9 +154,9 @@ pub(crate) async fn insert(work: &mut Work, new: NewVersion<'_>) -> Result<Store
     .bind(&new.author)
     .bind(&new.submitted_by)
     .bind(int(at))
-    .bind(new.content.get("created_on").and_then(Value::as_str))
+    .bind(&new.created_on)
     .bind(new.request_id)
-    .bind(new.content.to_string())
+    .bind(new.content.get())
     .fetch_one(work.conn())
     .await?;
     publish_author(work, &new).await?;
@@ -173,7 +179,7 @@ async fn publish_author(work: &mut Work, new: &NewVersion<'_>) -> Result<(), Ref
 /// `GET …/documents`: the newest visible version of each kind that the permit opens.
 pub(crate) async fn list(State(hub): State<Hub>, permit: Permitted) -> Result<Response, Refusal> {
     let (insured, claims, now) = (permit.insured()?, permit.claims(), clock::now_s());
-    let mut tx = hub.store.read().await?;
+    let mut tx = permit.read(&hub).await?;
     insured::require(&mut tx, claims, insured, now).await?;
     let mut documents = Vec::new();
     for kind in DocumentKind::ALL.iter().copied().filter(|kind| kind.is_held()) {
@@ -193,7 +199,7 @@ pub(crate) async fn list_versions(
     permit: Permitted,
 ) -> Result<Response, Refusal> {
     let (insured, kind, now) = (permit.insured()?, permit.kind()?, clock::now_s());
-    let mut tx = hub.store.read().await?;
+    let mut tx = permit.read(&hub).await?;
     insured::require(&mut tx, permit.claims(), insured, now).await?;
     let sight = insured::sight(&mut tx, permit.claims(), insured, kind, now).await?.require()?;
     let rows = versions(&mut tx, &permit, insured, kind, sight, VERSIONS_MAX).await?;
@@ -222,7 +228,7 @@ pub(crate) async fn view_version(
 async fn deliver(hub: &Hub, permit: &Permitted, version: Option<i64>) -> Result<Response, Refusal> {
     let (insured, kind, now) = (permit.insured()?, permit.kind()?, clock::now_s());
     let claims = permit.claims();
-    let mut tx = hub.store.write().await?;
+    let mut tx = permit.write(hub).await?;
     insured::require(tx.conn(), claims, insured, now).await?;
     let sight = insured::sight(tx.conn(), claims, insured, kind, now).await?.require()?;
     let found: Option<Full> = sqlx::query_as(
@@ -239,9 +245,10 @@ async fn deliver(hub: &Hub, permit: &Permitted, version: Option<i64>) -> Result<
     .fetch_optional(tx.conn())
     .await?;
     let found = found.ok_or_else(|| nothing_visible(sight))?;
-    access_history::record(tx.conn(), claims, insured, kind, found.version, now).await?;
+    let subject = Subject::Document(kind, found.version);
+    access_history::record(tx.conn(), claims, insured, subject, now).await?;
     tx.commit().await?;
-    Ok(axum::Json(found.print(kind)?).into_response())
+    Ok(axum::Json(found.deliver(kind)?).into_response())
 }
 
 async fn versions(
@@ -310,17 +317,27 @@ struct Full {
     content: String,
 }
 
+/// A delivered version; its content is the text that was stored.
+#[derive(Serialize)]
+struct Delivered {
+    kind: DocumentKind,
+    kind_ja: &'static str,
+    version: i64,
+    stored_at: String,
+    author: String,
+    content: Box<RawValue>,
+}
+
 impl Full {
-    fn print(&self, kind: DocumentKind) -> Result<Value, Refusal> {
-        let content: Map<String, Value> = serde_json::from_str(&self.content)?;
-        Ok(json!({
-            "kind": kind,
-            "kind_ja": kind.ja(),
-            "version": self.version,
-            "stored_at": clock::rfc3339(seconds(self.stored_at)),
-            "author": self.author,
-            "content": content,
-        }))
+    fn deliver(self, kind: DocumentKind) -> Result<Delivered, Refusal> {
+        Ok(Delivered {
+            kind,
+            kind_ja: kind.ja(),
+            version: self.version,
+            stored_at: clock::rfc3339(seconds(self.stored_at)),
+            author: self.author,
+            content: RawValue::from_string(self.content)?,
+        })
     }
 }
 

@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Invariants: a subscriber gets every change after its snapshot, in order and without gaps; lines
-//! are signed with the feed key, which signs nothing else; an acknowledgement is believed only
-//! for a gateway that the configuration names.
+//! are signed with the feed key, which signs nothing else; a line bears the time just before its
+//! rows were read, never that of its sending, so that a slow connection makes no old fact young; an
+//! acknowledgement is believed only for a gateway that the configuration names.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +21,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::watch;
 
-use crate::{Hub, clock, store};
+use crate::Hub;
+use crate::store::{self, Batch, Change, Snapshot};
 
 /// Why a subscriber's connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -148,29 +150,31 @@ pub(crate) async fn serve(hub: Hub, stream: UnixStream) {
 
 async fn publish_to(hub: &Hub, mut stream: OwnedWriteHalf) -> Result<(), Error> {
     let mut changes = hub.store.changes();
-    let snapshot = hub.store.snapshot().await?;
-    let (mut seq, mut head) = (snapshot.seq, snapshot.head);
-    let facts = snapshot.facts;
-    let sent_at_ms = clock::now_ms();
-    send(hub, &mut stream, &Message::Snapshot { seq, head: head.clone(), sent_at_ms, facts })
-        .await?;
+    let Snapshot { read_at_ms, mut seq, mut head, facts } = hub.store.snapshot().await?;
+    let message = Message::Snapshot { seq, head: head.clone(), sent_at_ms: read_at_ms, facts };
+    send(hub, &mut stream, &message).await?;
+    let mut said = Instant::now();
     loop {
         changes.mark_unchanged();
-        let news = hub.store.changes_after(seq).await?;
-        let idle = news.is_empty();
-        for change in news {
-            seq = change.seq;
-            let previous = std::mem::replace(&mut head, change.head);
-            let sent_at_ms = clock::now_ms();
-            let message = Message::Change { seq, previous, sent_at_ms, fact: change.fact };
+        let Batch { read_at_ms: sent_at_ms, latest_seq, changes: news } =
+            hub.store.changes_after(seq).await?;
+        if news.is_empty() {
+            if said.elapsed() >= HEARTBEAT {
+                let heartbeat = Message::Heartbeat { seq, head: head.clone(), sent_at_ms };
+                send(hub, &mut stream, &heartbeat).await?;
+                said = Instant::now();
+            }
+            let left = HEARTBEAT.saturating_sub(said.elapsed());
+            let _ = tokio::time::timeout(left, changes.changed()).await;
+            continue;
+        }
+        for Change { seq: next, fact, head: head_after } in news {
+            seq = next;
+            let previous = std::mem::replace(&mut head, head_after);
+            let message = Message::Change { seq, previous, latest_seq, sent_at_ms, fact };
             send(hub, &mut stream, &message).await?;
         }
-        let heartbeat = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
-        if idle && tokio::time::timeout(heartbeat, changes.changed()).await.is_err() {
-            let sent_at_ms = clock::now_ms();
-            let message = Message::Heartbeat { seq, head: head.clone(), sent_at_ms };
-            send(hub, &mut stream, &message).await?;
-        }
+        said = Instant::now();
     }
 }
 
@@ -197,6 +201,7 @@ async fn hear_acks(hub: &Hub, stream: OwnedReadHalf) -> Result<(), Error> {
     }
 }
 
+const HEARTBEAT: Duration = Duration::from_millis(HEARTBEAT_INTERVAL_MS);
 /// After this silence a gateway lets nothing through that rests on the hub's facts.
 const T3: Duration = Duration::from_secs(10);
 /// A gateway that was heard within this time listens.

@@ -1,7 +1,8 @@
 //! The municipality's inbox: what came in for it, its content, and its receipt.
 //!
-//! Invariants: an inbox is read and received by its own municipality only; a document that is
-//! delivered from it stands in the person's access history; a receipt stands once it was given.
+//! Invariants: an inbox is read and received by its own municipality only; a document or notice
+//! that is delivered from it stands in the person's access history; a receipt stands once it was
+//! given.
 //! The delivery to municipal systems by file, in the ministry's interface layouts, belongs here.
 
 use axum::extract::State;
@@ -9,15 +10,17 @@ use axum::http::Uri;
 use axum::response::{IntoResponse, Response};
 use policies::document::DocumentKind;
 use policies::identity::{InsuredKey, InsurerNumber};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::body::{OptionalJsonBody, query};
+use crate::access_history::Subject;
+use crate::body::{OptionalJsonBody, next_page, query};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, parsed, seconds};
-use crate::work::{Deed, Work};
+use crate::work::Work;
 use crate::{Hub, access_history, clock, notices};
 
 /// What comes into the inbox: a document or a notice.
@@ -96,7 +99,7 @@ pub(crate) async fn list(
 ) -> Result<Response, Refusal> {
     let insurer = permit.own_insurer()?;
     let page: InboxPage = query(&uri)?;
-    let mut tx = hub.store.read().await?;
+    let mut tx = permit.read(&hub).await?;
     let items: Vec<Item> = sqlx::query_as(
         "SELECT id, insurer, number, kind, sender, at, document, notice, received_at FROM inbox
          WHERE insurer = $1 AND id > $2 ORDER BY id LIMIT $3",
@@ -106,27 +109,46 @@ pub(crate) async fn list(
     .bind(LIST_MAX)
     .fetch_all(&mut *tx)
     .await?;
+    let next = next_page(&items, LIST_MAX, |item| item.id);
     let items: Vec<Value> = items.iter().map(Item::print).collect();
-    Ok(axum::Json(json!({ "items": items })).into_response())
+    Ok(axum::Json(json!({ "items": items, "next": next })).into_response())
 }
 
 /// `GET /v1/municipalities/{insurer}/inbox/{item}`: the item with its content. A document that is
 /// delivered so stands in the person's access history like any other.
 pub(crate) async fn view(State(hub): State<Hub>, permit: Permitted) -> Result<Response, Refusal> {
     let (insurer, id) = (permit.own_insurer()?, permit.number("item")?);
-    let mut tx = hub.store.write().await?;
+    let mut tx = permit.write(&hub).await?;
     let item = item(tx.conn(), insurer, id).await?;
-    let mut answer = item.print();
     let content = match (item.document, item.notice) {
-        (Some(document), _) => deliver_document(tx.conn(), &permit, &item, document).await?,
-        (None, Some(notice)) => notices::care_plan_request(tx.conn(), notice).await?,
-        (None, None) => Value::Null,
+        (Some(document), _) => Some(deliver_document(tx.conn(), &permit, &item, document).await?),
+        (None, Some(notice)) => Some(deliver_notice(tx.conn(), &permit, &item, notice).await?),
+        (None, None) => None,
     };
     tx.commit().await?;
-    if let Value::Object(fields) = &mut answer {
-        fields.insert("content".to_owned(), content);
-    }
-    Ok(axum::Json(answer).into_response())
+    Ok(axum::Json(WithContent { item: item.print(), content }).into_response())
+}
+
+/// An item with what came in, as it came.
+#[derive(Serialize)]
+struct WithContent {
+    #[serde(flatten)]
+    item: Value,
+    content: Option<Box<RawValue>>,
+}
+
+/// The address in a 届出 is the person's: who read it stands in the access history.
+async fn deliver_notice(
+    conn: &mut SqliteConnection,
+    permit: &Permitted,
+    item: &Item,
+    notice: i64,
+) -> Result<Box<RawValue>, Refusal> {
+    let content = notices::care_plan_request(conn, notice).await?;
+    let (insured, now) = (item.insured()?, clock::now_s());
+    access_history::record(conn, permit.claims(), insured, Subject::CarePlanRequest(notice), now)
+        .await?;
+    Ok(to_raw_value(&content)?)
 }
 
 async fn deliver_document(
@@ -134,7 +156,7 @@ async fn deliver_document(
     permit: &Permitted,
     item: &Item,
     document: i64,
-) -> Result<Value, Refusal> {
+) -> Result<Box<RawValue>, Refusal> {
     let (kind, version, content): (String, i64, String) =
         sqlx::query_as("SELECT kind, version, content FROM documents WHERE id = $1")
             .bind(document)
@@ -142,8 +164,9 @@ async fn deliver_document(
             .await?;
     let kind: DocumentKind = parsed(&kind)?;
     let (insured, now) = (item.insured()?, clock::now_s());
-    access_history::record(conn, permit.claims(), insured, kind, version, now).await?;
-    Ok(serde_json::from_str(&content)?)
+    let subject = Subject::Document(kind, version);
+    access_history::record(conn, permit.claims(), insured, subject, now).await?;
+    Ok(RawValue::from_string(content)?)
 }
 
 /// The body of `POST …/receipt`; `accepted` is for a 届出 only.
@@ -160,7 +183,7 @@ pub(crate) async fn receive(
     permit: Permitted,
     OptionalJsonBody(receipt): OptionalJsonBody<Receipt>,
 ) -> Result<Response, Refusal> {
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = take_over(&mut work, &permit, &receipt).await;
     let item = work.finish(result).await?;
     Ok(axum::Json(item).into_response())

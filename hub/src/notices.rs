@@ -7,10 +7,12 @@
 //! ```
 //!
 //! Invariants: a request is closed by the document that answers it, in one commit; only an accepted
-//! 届出 or a facility plan makes an office the planning one, and of 届出 only the newest counts.
+//! 届出 or a facility plan makes an office the planning one; of 届出 only the newest counts, and one
+//! that is older than the one accepted last is not accepted any more; an office plans as long as
+//! any of its sources is active.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use policies::feed::Fact;
 use policies::identity::{InsuredKey, OfficeNumber};
@@ -18,14 +20,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::body::{JsonBody, Text};
+use crate::body::{JsonBody, PageBefore, Text, next_page, query};
 use crate::clock::Day;
 use crate::documents::Stored;
 use crate::inbox::{self, NewItem};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, parsed, seconds};
-use crate::work::{Deed, Work};
+use crate::work::Work;
 use crate::{Hub, clock, insured};
 
 // --- 主治医意見書作成依頼 ---
@@ -44,8 +46,7 @@ pub(crate) async fn send_opinion_request(
     permit: Permitted,
     JsonBody(new): JsonBody<NewOpinionRequest>,
 ) -> Result<Response, Refusal> {
-    let deed = Deed::of(&hub, permit.claims()).detail(format!("office {}", new.office));
-    let mut work = Work::begin(&hub, deed).await?;
+    let mut work = Work::permitted(&hub, &permit, format!("office {}", new.office)).await?;
     let result = ask(&mut work, &permit, &new).await;
     let (status, id) = work.finish(result).await?;
     Ok((status, axum::Json(json!({ "id": id }))).into_response())
@@ -78,23 +79,28 @@ async fn ask(
     Ok((StatusCode::CREATED, id))
 }
 
-/// `GET /v1/opinion-requests`: the institution's own, newest first.
+/// `GET /v1/opinion-requests[?before=ID]`: the institution's own, newest first, [`LIST_MAX`] a
+/// page.
 pub(crate) async fn list_opinion_requests(
     State(hub): State<Hub>,
     permit: Permitted,
+    uri: Uri,
 ) -> Result<Response, Refusal> {
     let office = permit.office()?;
-    let mut tx = hub.store.read().await?;
+    let page: PageBefore = query(&uri)?;
+    let mut tx = permit.read(&hub).await?;
     let rows: Vec<OpinionRequest> = sqlx::query_as(
         "SELECT id, insurer, number, due, requested_at, answered_at FROM opinion_requests
-         WHERE office = $1 ORDER BY id DESC LIMIT $2",
+         WHERE office = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
     )
     .bind(office.as_str())
+    .bind(page.before())
     .bind(LIST_MAX)
     .fetch_all(&mut *tx)
     .await?;
     let requests: Vec<Value> = rows.iter().map(OpinionRequest::print).collect();
-    Ok(axum::Json(json!({ "opinion_requests": requests })).into_response())
+    let next = next_page(&rows, LIST_MAX, |row| row.id);
+    Ok(axum::Json(json!({ "opinion_requests": requests, "next": next })).into_response())
 }
 
 #[derive(sqlx::FromRow)]
@@ -210,7 +216,7 @@ pub(crate) async fn file_care_plan_request(
     permit: Permitted,
     JsonBody(new): JsonBody<NewCarePlanRequest>,
 ) -> Result<Response, Refusal> {
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = file(&mut work, &permit, &new).await;
     let id = work.finish(result).await?;
     Ok((StatusCode::CREATED, axum::Json(json!({ "id": id }))).into_response())
@@ -306,6 +312,7 @@ pub(crate) async fn judge(
         work.effect(format!("care-plan request {notice} refused"));
         return Ok(());
     }
+    refuse_older(work, notice, insured).await?;
     let office = parsed(&office)?;
     end_other_planners(work, office, insured).await?;
     set_plans_for(work, office, insured, "care-plan-request").await?;
@@ -313,7 +320,29 @@ pub(crate) async fn judge(
     Ok(())
 }
 
-/// Whether the office makes the person's plan.
+/// A notice that was filed before the one accepted last would undo the newer choice of the person.
+async fn refuse_older(work: &mut Work, notice: i64, insured: InsuredKey) -> Result<(), Refusal> {
+    let newer: Option<i64> = sqlx::query_scalar(
+        "SELECT id FROM care_plan_requests
+         WHERE insurer = $1 AND number = $2 AND accepted = 1 AND id > $3 LIMIT 1",
+    )
+    .bind(insured.insurer.as_str())
+    .bind(insured.number.as_str())
+    .bind(notice)
+    .fetch_optional(work.conn())
+    .await?;
+    if newer.is_none() {
+        return Ok(());
+    }
+    Err(Refusal::coded(
+        StatusCode::CONFLICT,
+        "newer_notice_accepted",
+        "a notice that was filed later has been accepted for this person; this one is out of date",
+        "この方については、後から提出された届出がすでに受理されています。この届出は受理できません。",
+    ))
+}
+
+/// Whether the office makes the person's plan, from whatever source.
 pub(crate) async fn plans_for(
     conn: &mut SqliteConnection,
     office: OfficeNumber,
@@ -321,7 +350,7 @@ pub(crate) async fn plans_for(
 ) -> Result<bool, Refusal> {
     let found: Option<i64> = sqlx::query_scalar(
         "SELECT since FROM plans_for
-         WHERE office = $1 AND insurer = $2 AND number = $3 AND active = 1",
+         WHERE office = $1 AND insurer = $2 AND number = $3 AND active = 1 LIMIT 1",
     )
     .bind(office.as_str())
     .bind(insured.insurer.as_str())
@@ -348,8 +377,8 @@ async fn set_plans_for(
 ) -> Result<(), Refusal> {
     sqlx::query(
         "INSERT INTO plans_for (office, insurer, number, source, active, since)
-         VALUES ($1, $2, $3, $4, 1, $5) ON CONFLICT (office, insurer, number)
-         DO UPDATE SET source = excluded.source, active = 1, since = excluded.since",
+         VALUES ($1, $2, $3, $4, 1, $5) ON CONFLICT (office, insurer, number, source)
+         DO UPDATE SET active = 1, since = excluded.since",
     )
     .bind(office.as_str())
     .bind(insured.insurer.as_str())
@@ -361,7 +390,8 @@ async fn set_plans_for(
     work.publish_new(&Fact::PlansFor { office, insured, active: true }).await
 }
 
-/// Another 居宅介護支援事業所 took over: the one before no longer plans.
+/// Another 居宅介護支援事業所 took over: the one before no longer plans by its 届出. What it plans as a
+/// facility stays.
 async fn end_other_planners(
     work: &mut Work,
     office: OfficeNumber,
@@ -378,7 +408,8 @@ async fn end_other_planners(
     .await?;
     for other in others {
         let office = parsed(&other)?;
-        work.publish(&Fact::PlansFor { office, insured, active: false }).await?;
+        let active = plans_for(work.conn(), office, insured).await?;
+        work.publish_new(&Fact::PlansFor { office, insured, active }).await?;
     }
     Ok(())
 }

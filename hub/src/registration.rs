@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::body::{JsonBody, Text, query};
+use crate::body::{JsonBody, Text, next_page, query};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
@@ -36,7 +36,7 @@ pub(crate) async fn list(
 ) -> Result<Response, Refusal> {
     let office = permit.office()?;
     let page: Page = query(&uri)?;
-    let mut tx = hub.store.read().await?;
+    let mut tx = permit.read(&hub).await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, insurer, number, from_s, until_s, ended_s FROM registrations r
          WHERE office = $1 AND id > $2 AND id = (SELECT MAX(id) FROM registrations n
@@ -49,7 +49,7 @@ pub(crate) async fn list(
     .fetch_all(&mut *tx)
     .await?;
     let now = clock::now_s();
-    let next = rows.last().filter(|_| rows.len() as i64 == PAGE_MAX).map(|row| row.0);
+    let next = next_page(&rows, PAGE_MAX, |row| row.0);
     let registrations: Vec<Value> = rows.iter().map(|row| print(row, now)).collect();
     Ok(axum::Json(json!({ "registrations": registrations, "next_after": next })).into_response())
 }

@@ -14,7 +14,7 @@ use crate::body::JsonBody;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::int;
-use crate::work::{Deed, Work};
+use crate::work::Work;
 use crate::{Hub, clock};
 
 /// The body of `PUT …/sharing`.
@@ -37,7 +37,7 @@ pub(crate) async fn set(
         })?),
         None => None,
     };
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = write(&mut work, insurer, from).await;
     work.finish(result).await?;
     let from = from.map(clock::print_begin);

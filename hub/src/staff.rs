@@ -8,7 +8,8 @@
 //!
 //! Invariants: an attempt is counted before the password is looked at, so that parallel guesses
 //! gain nothing; unknown ids answer, cost and lock like known ones; of a refresh token only the
-//! SHA-256 is stored, and one that comes back after its use ends its session. Multi-factor login
+//! SHA-256 is stored, and one that comes back after its use ends its session; whatever a member of
+//! staff asks for is done only while [`require_live`] finds the session live. Multi-factor login
 //! and the office's own administrators (管理者ユーザ) belong here.
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -19,10 +20,12 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use policies::feed::Fact;
-use policies::identity::{Job, OfficeNumber};
+use policies::identity::{Job, OfficeNumber, Staff};
 use policies::permit::PermitClaims;
+use policies::reason::Reason;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnection;
 use zeroize::Zeroizing;
 
 use crate::body::{JsonBody, Secret, Text};
@@ -65,18 +68,31 @@ pub(crate) async fn log_in(
 ) -> Result<Response, Refusal> {
     let office = permit.office()?;
     let staff_id = staff_id(login.staff_id).unwrap_or_default();
+    let known = is_known(&hub, office, &staff_id).await?;
     let attempt = count_attempt(&hub, office, &staff_id).await;
     let checked = match attempt {
         Ok(()) => check(&hub, office, &staff_id, login.password.0).await?,
         Err(refusal) => Err(refusal),
     };
-    let deed = Deed::of(&hub, permit.claims()).detail(format!("staff {staff_id}"));
-    let mut work = Work::begin(&hub, deed).await?;
+    // What was typed may be a password: only an id that exists is written down.
+    let recorded = if known { &*staff_id } else { "unknown" };
+    let mut work = Work::permitted(&hub, &permit, format!("staff {recorded}")).await?;
     let result = match checked {
         Ok(member) => begin_session(&hub, &mut work, permit.claims(), office, &member).await,
         Err(refusal) => Err(refusal),
     };
     Ok(no_store(work.finish(result).await?))
+}
+
+async fn is_known(hub: &Hub, office: OfficeNumber, staff_id: &str) -> Result<bool, Refusal> {
+    let mut tx = hub.store.read().await?;
+    let found: Option<i64> =
+        sqlx::query_scalar("SELECT 1 FROM staff WHERE office = $1 AND id = $2")
+            .bind(office.as_str())
+            .bind(staff_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    Ok(found.is_some())
 }
 
 /// Counts the attempt as failed until it proves right.
@@ -144,7 +160,7 @@ async fn check(
     drop(tx);
     let stored = row.as_ref().map(|(_, _, stored, _)| stored.clone());
     let right = password.len() <= PASSWORD_CHARS_MAX * 4;
-    let fits = hub.passwords.verify(password, stored).await? && right;
+    let fits = hub.passwords.verify(office, password, stored).await? && right;
     match row {
         Some((name, job, _, 0)) if fits => {
             Ok(Ok(Member { id: staff_id.to_owned(), name, job: parsed(&job)? }))
@@ -202,7 +218,8 @@ async fn tokens(
         .bind(&session.id)
         .execute(work.conn())
         .await?;
-    let lifetime_s = hub.limits.token_lifetime_s;
+    // A token does not outlive its session.
+    let lifetime_s = hub.limits.token_lifetime_s.min(session.refresh_until.saturating_sub(now));
     let access = Claims {
         iss: ISSUER.to_owned(),
         sub: member.id.clone(),
@@ -257,7 +274,7 @@ pub(crate) async fn refresh(
     permit: Permitted,
     JsonBody(refresh): JsonBody<Refresh>,
 ) -> Result<Response, Refusal> {
-    let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
+    let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = rotate(&hub, &mut work, &permit, &refresh.refresh_token.0).await;
     match work.finish(result).await? {
         Refreshed::Tokens(tokens) => Ok(no_store(tokens)),
@@ -312,10 +329,32 @@ pub(crate) async fn log_out(
     let mut work = Work::begin(&hub, Deed::of(&hub, permit.claims())).await?;
     let result = match &permit.claims().staff {
         Some(staff) => end_session(&hub, &mut work, &staff.session, clock::now_s()).await,
-        None => Err(policies::reason::Reason::StaffTokenMissing.into()),
+        None => Err(Reason::StaffTokenMissing.into()),
     };
     work.finish(result).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Refuses unless the session of `staff` is live, on this certificate, and the member not locked.
+pub(crate) async fn require_live(
+    conn: &mut SqliteConnection,
+    claims: &PermitClaims,
+    staff: &Staff,
+    now: u64,
+) -> Result<(), Refusal> {
+    let live: Option<i64> = sqlx::query_scalar(
+        "SELECT 1 FROM sessions s JOIN staff m ON m.office = s.office AND m.id = s.staff_id
+         WHERE s.id = $1 AND s.office = $2 AND s.staff_id = $3 AND s.certificate_sha256 = $4
+           AND s.ended_at IS NULL AND s.refresh_until >= $5 AND m.locked = 0",
+    )
+    .bind(&staff.session)
+    .bind(staff.office.as_str())
+    .bind(&staff.id)
+    .bind(&claims.certificate_sha256)
+    .bind(int(now))
+    .fetch_optional(conn)
+    .await?;
+    live.map(drop).ok_or_else(|| Reason::StaffSessionEnded.into())
 }
 
 async fn end_session(hub: &Hub, work: &mut Work, id: &str, now: u64) -> Result<(), Refusal> {

@@ -23,6 +23,8 @@ use sqlx::sqlite::{
 use sqlx::{ConnectOptions, Sqlite, Transaction};
 use tokio::sync::watch;
 
+use crate::clock;
+
 /// Why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -67,6 +69,8 @@ pub(crate) struct Store {
 
 /// Every current fact at one sequence number.
 pub(crate) struct Snapshot {
+    /// Unix milliseconds, just before the rows were read.
+    pub(crate) read_at_ms: u64,
     pub(crate) seq: u64,
     pub(crate) head: String,
     pub(crate) facts: Vec<Fact>,
@@ -77,6 +81,15 @@ pub(crate) struct Change {
     pub(crate) seq: u64,
     pub(crate) fact: Fact,
     pub(crate) head: String,
+}
+
+/// What one read of the change log found.
+pub(crate) struct Batch {
+    /// Unix milliseconds, just before the rows were read.
+    pub(crate) read_at_ms: u64,
+    /// The highest sequence number in the log at that read.
+    pub(crate) latest_seq: u64,
+    pub(crate) changes: Vec<Change>,
 }
 
 /// A transaction that reads one state of the rows.
@@ -137,17 +150,21 @@ impl Store {
 
     /// Every current fact, at one sequence number.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let read_at_ms = clock::now_ms();
         let mut tx = self.read().await?;
         let (seq, head) = last_change(&mut tx).await?;
         let rows: Vec<String> =
             sqlx::query_scalar("SELECT fact FROM fact_current").fetch_all(&mut *tx).await?;
         let facts = rows.iter().map(|fact| serde_json::from_str(fact)).collect::<Result<_, _>>();
-        Ok(Snapshot { seq, head, facts: facts.map_err(|source| Error::Fact { seq, source })? })
+        let facts = facts.map_err(|source| Error::Fact { seq, source })?;
+        Ok(Snapshot { read_at_ms, seq, head, facts })
     }
 
     /// The changes after `seq`, oldest first, at most [`CHANGES_MAX`].
-    pub(crate) async fn changes_after(&self, seq: u64) -> Result<Vec<Change>, Error> {
+    pub(crate) async fn changes_after(&self, seq: u64) -> Result<Batch, Error> {
+        let read_at_ms = clock::now_ms();
         let mut tx = self.read().await?;
+        let (latest_seq, _) = last_change(&mut tx).await?;
         let rows: Vec<(i64, String, String)> = sqlx::query_as(
             "SELECT seq, fact, head FROM change_log WHERE seq > $1 ORDER BY seq LIMIT $2",
         )
@@ -160,7 +177,8 @@ impl Store {
             let fact = serde_json::from_str(&fact).map_err(|source| Error::Fact { seq, source })?;
             Ok(Change { seq, fact, head })
         };
-        rows.into_iter().map(change).collect()
+        let changes = rows.into_iter().map(change).collect::<Result<_, Error>>()?;
+        Ok(Batch { read_at_ms, latest_seq, changes })
     }
 
     /// Closes all connections; the write-ahead log is folded into the file.
@@ -267,7 +285,7 @@ fn connect_options(path: &Path) -> SqliteConnectOptions {
 }
 
 const READERS_MAX: u32 = 4;
-const CHANGES_MAX: i64 = 256;
+const CHANGES_MAX: i64 = 1_000;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -293,9 +311,26 @@ mod tests {
         next.publish(&fact(3)).await.unwrap();
         assert_eq!(next.commit().await.unwrap(), Some(2));
         let seqs: Vec<u64> =
-            store.changes_after(0).await.unwrap().iter().map(|change| change.seq).collect();
+            store.changes_after(0).await.unwrap().changes.iter().map(|change| change.seq).collect();
         assert_eq!(seqs, [1, 2]);
         assert_eq!(store.snapshot().await.unwrap().facts, [fact(3)]);
+    }
+
+    #[tokio::test]
+    async fn a_long_backlog_comes_in_batches_that_name_the_newest_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("hub.sqlite")).await.unwrap();
+        let mut tx = store.write().await.unwrap();
+        for n in 1..=1_001 {
+            tx.publish(&fact(n)).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let before = clock::now_ms();
+        let first = store.changes_after(0).await.unwrap();
+        assert_eq!((first.changes.len(), first.latest_seq), (1_000, 1_001));
+        assert!((before..=clock::now_ms()).contains(&first.read_at_ms));
+        let second = store.changes_after(1_000).await.unwrap();
+        assert_eq!((second.changes.len(), second.latest_seq), (1, 1_001));
     }
 
     #[tokio::test]

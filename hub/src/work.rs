@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use audit_log::{Event, Receipt};
 use policies::feed::Fact;
+use policies::identity::InsuredKey;
 use policies::permit::PermitClaims;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::Hub;
+use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::WriteTx;
 
@@ -76,6 +78,16 @@ impl Deed {
         Event::Effect { request_id, actor, action, object, detail: effect.to_owned() }
     }
 
+    /// One record for all, or one for each person with the pseudonym as its object.
+    fn effects(&self, effect: &str, on: Vec<(String, String)>) -> Vec<Event> {
+        if on.is_empty() {
+            return vec![self.effect(effect)];
+        }
+        let of =
+            |(object, effect): (String, String)| Self { object, ..self.clone() }.effect(&effect);
+        on.into_iter().map(of).collect()
+    }
+
     fn outcome(&self, result: &str) -> Event {
         let Self { request_id, actor, action, object, detail } = self.clone();
         Event::Outcome { request_id, actor, action, object, result: result.to_owned(), detail }
@@ -89,6 +101,7 @@ pub(crate) struct Work {
     deed: Deed,
     intent: Receipt,
     effect: String,
+    effects_on: Vec<(String, String)>,
 }
 
 impl Work {
@@ -106,7 +119,32 @@ impl Work {
                 return Err(refusal);
             }
         };
-        Ok(Self { hub: hub.clone(), tx, deed, intent, effect: String::new() })
+        Ok(Self {
+            hub: hub.clone(),
+            tx,
+            deed,
+            intent,
+            effect: String::new(),
+            effects_on: Vec::new(),
+        })
+    }
+
+    /// Announces what a permitted request does, and begins the transaction with the session of its
+    /// member of staff live in it. `detail` is one line without personal data.
+    ///
+    /// # Errors
+    /// As [`Work::begin`]; `staff_session_ended`.
+    pub(crate) async fn permitted(
+        hub: &Hub,
+        permit: &Permitted,
+        detail: impl Into<String>,
+    ) -> Result<Self, Refusal> {
+        let deed = Deed::of(hub, permit.claims()).detail(detail);
+        let mut work = Self::begin(hub, deed).await?;
+        match permit.require_session(work.conn()).await {
+            Ok(()) => Ok(work),
+            Err(refusal) => work.finish(Err(refusal)).await,
+        }
     }
 
     /// The connection, to read and write rows.
@@ -129,6 +167,13 @@ impl Work {
         self.effect = effect.into();
     }
 
+    /// As [`Work::effect`], where one request changes something about several persons: one record a
+    /// person, in place of the one for all.
+    pub(crate) fn effect_on(&mut self, insured: InsuredKey, effect: impl Into<String>) {
+        let object = self.hub.pseudonym.of(&insured.to_string());
+        self.effects_on.push((object, effect.into()));
+    }
+
     /// Commits what was written, or rolls it back, and records how it ended. With an `Ok` the
     /// gateways that listen have the published facts when this returns, unless they are slow.
     pub(crate) async fn finish<T>(self, result: Result<T, Refusal>) -> Result<T, Refusal> {
@@ -140,7 +185,7 @@ impl Work {
         self,
         result: Result<T, Refusal>,
     ) -> Result<(T, Option<u64>), Refusal> {
-        let Self { hub, tx, deed, intent, effect } = self;
+        let Self { hub, tx, deed, intent, effect, effects_on } = self;
         let value = match result {
             Ok(value) => value,
             Err(refusal) => {
@@ -158,7 +203,9 @@ impl Work {
             }
         };
         // Records reach the disk in order: with the outcome, the effect is durable too.
-        drop(hub.audit.append(&deed.effect(&effect))?);
+        for event in deed.effects(&effect, effects_on) {
+            drop(hub.audit.append(&event)?);
+        }
         hub.audit.append(&deed.outcome("done"))?.durable().await?;
         if let Some(seq) = seq {
             hub.gateways.settle(seq, SETTLE_MAX).await;

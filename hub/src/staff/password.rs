@@ -1,43 +1,57 @@
 //! Staff passwords: argon2id with the parameters that OWASP recommends, off the async threads.
 //!
-//! Invariants: at most [`AT_ONCE_MAX`] hashes run at a time (19 MiB each); checking the password of
-//! an unknown staff id costs the same as a wrong one.
+//! Invariants: at most one hash a core runs at a time, or two on a single core (19 MiB each), and
+//! of one office at most one, so that an office under guessing makes no other wait; checking the
+//! password of an unknown staff id costs the same as a wrong one.
 
-use std::sync::{Arc, LazyLock};
+use std::collections::HashMap;
+use std::num::NonZero;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use axum::http::StatusCode;
-use tokio::sync::Semaphore;
+use policies::identity::OfficeNumber;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::refusal::Refusal;
 
 /// Hashes and checks passwords, a bounded number at once.
 pub(crate) struct Passwords {
-    permits: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
+    turns: Mutex<HashMap<OfficeNumber, Arc<Semaphore>>>,
 }
 
 impl Passwords {
     pub(crate) fn new() -> Self {
         // Made now, so that the first login of an unknown id takes no longer than the next.
         LazyLock::force(&NOBODY);
-        Self { permits: Arc::new(Semaphore::new(AT_ONCE_MAX)) }
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let slots = Arc::new(Semaphore::new(cores.max(SLOTS_MIN)));
+        Self { slots, turns: Mutex::default() }
     }
 
     /// The PHC string of a new password, with a random salt.
     pub(crate) async fn hash(&self, password: Zeroizing<String>) -> Result<String, Refusal> {
-        self.run(move || hash(password.as_bytes())).await?
+        let deadline = Instant::now() + WAIT_MAX;
+        self.run(deadline, move || hash(password.as_bytes())).await?
     }
 
     /// Whether `password` is the one of `stored`; without `stored` it takes as long and is wrong.
+    /// Logins of one office are looked at one after the other.
     pub(crate) async fn verify(
         &self,
+        office: OfficeNumber,
         password: Zeroizing<String>,
         stored: Option<String>,
     ) -> Result<bool, Refusal> {
-        self.run(move || {
+        let deadline = Instant::now() + WAIT_MAX;
+        let turn = wait(&self.turn_of(office), deadline).await?;
+        self.run(deadline, move || {
+            let _turn = turn;
             let known = stored.is_some();
             let hash = stored.unwrap_or_else(|| NOBODY.clone());
             let fits = argon2().is_ok_and(|argon2| {
@@ -48,12 +62,19 @@ impl Passwords {
         .await
     }
 
+    /// The one turn of the office; offices with no login under way are forgotten.
+    fn turn_of(&self, office: OfficeNumber) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(office).or_insert_with(|| Arc::new(Semaphore::new(1))))
+    }
+
     async fn run<T: Send + 'static>(
         &self,
+        deadline: Instant,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
-        let acquired = tokio::time::timeout(WAIT_MAX, Arc::clone(&self.permits).acquire_owned());
-        let permit = acquired.await.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let permit = wait(&self.slots, deadline).await?;
         let run = move || {
             let value = work();
             drop(permit);
@@ -61,6 +82,12 @@ impl Passwords {
         };
         tokio::task::spawn_blocking(run).await.map_err(|error| Refusal::Internal(Box::new(error)))
     }
+}
+
+/// A place in `queue`, first come first served, at `deadline` at the latest.
+async fn wait(queue: &Arc<Semaphore>, deadline: Instant) -> Result<OwnedSemaphorePermit, Refusal> {
+    let acquired = tokio::time::timeout_at(deadline, Arc::clone(queue).acquire_owned());
+    acquired.await.ok().and_then(Result::ok).ok_or_else(busy)
 }
 
 fn hash(password: &[u8]) -> Result<String, Refusal> {
@@ -87,7 +114,7 @@ fn busy() -> Refusal {
 /// A hash that no password is checked against but in vain.
 static NOBODY: LazyLock<String> = LazyLock::new(|| hash(b"nobody").unwrap_or_default());
 
-const AT_ONCE_MAX: usize = 2;
+const SLOTS_MIN: usize = 2;
 const WAIT_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -100,8 +127,28 @@ mod tests {
         let word = |text: &str| Zeroizing::new(text.to_owned());
         let stored = passwords.hash(word("correct horse")).await.unwrap();
         assert!(stored.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{stored}");
-        assert!(passwords.verify(word("correct horse"), Some(stored.clone())).await.unwrap());
-        assert!(!passwords.verify(word("wrong horse"), Some(stored)).await.unwrap());
-        assert!(!passwords.verify(word("nobody"), None).await.unwrap());
+        let office = "1370000001".parse().unwrap();
+        let check =
+            async |text: &str, stored| passwords.verify(office, word(text), stored).await.unwrap();
+        assert!(check("correct horse", Some(stored.clone())).await);
+        assert!(!check("wrong horse", Some(stored)).await);
+        assert!(!check("nobody", None).await);
+    }
+
+    #[tokio::test]
+    async fn one_office_never_takes_more_than_one_slot() {
+        let passwords = Passwords::new();
+        let [busy, other] = ["1370000001", "1370000002"].map(|office| office.parse().unwrap());
+        let turn = wait(&passwords.turn_of(busy), Instant::now()).await.unwrap();
+        let began = Instant::now();
+        assert!(!passwords.verify(other, Zeroizing::default(), None).await.unwrap());
+        let enough = began.elapsed() * 3;
+        let second = passwords.verify(busy, Zeroizing::default(), None);
+        let second = tokio::time::timeout(enough, second).await;
+        assert!(!matches!(second, Ok(Ok(_))), "a second login of the office did not wait");
+        drop(turn);
+        assert!(!passwords.verify(busy, Zeroizing::default(), None).await.unwrap());
+        passwords.turn_of(other);
+        assert_eq!(passwords.turns.lock().unwrap().len(), 1);
     }
 }

@@ -9,11 +9,15 @@ const NAME_1: &str = "UP1KYO_1370000001_43_1370000002_15_20261001120000.CSV";
 const NAME_2: &str = "UP2KYO_1370000001_43_1370000002_15_20261001120000.CSV";
 
 fn table_1(office: &str) -> Vec<u8> {
+    table_1_of("0000000001", office)
+}
+
+fn table_1_of(insured_number: &str, office: &str) -> Vec<u8> {
     let mut columns = vec![String::new(); 28];
     for (at, value) in [
         (1, "202407"),
         (2, "131016"),
-        (3, "0000000001"),
+        (3, insured_number),
         (4, "20261001"),
         (8, "\"計画 作成者\""),
         (9, "\"見本居宅介護支援\""),
@@ -97,4 +101,46 @@ async fn only_the_exchange_sends_files() {
     let hub = TestHub::start().await;
     let refused = send(&hub, CARE, NAME_1, table_1("1370000001")).await;
     assert_eq!(refused.refused(403), "not_shared");
+}
+
+#[tokio::test]
+async fn a_file_that_comes_again_is_answered_as_before() {
+    let hub = TestHub::start().await;
+    let first = send(&hub, EXCHANGE, NAME_1, table_1("1370000001")).await.expect(201);
+    let again = send(&hub, EXCHANGE, NAME_1, table_1("1370000001")).await.expect(200);
+    assert_eq!((&again["repeated"], &again["stored"]), (&true.into(), &first["stored"]));
+    let status = hub.admin("GET", "/status", Value::Null).await.expect(200);
+    assert_eq!(status["documents"], 1);
+    let other = table_1_of("0000000002", "1370000001");
+    let other = send(&hub, EXCHANGE, NAME_1, other).await;
+    assert_eq!(other.refused(409), "care_plan_file_other_content");
+}
+
+#[tokio::test]
+async fn every_person_of_a_file_has_an_effect_record_of_their_own() {
+    let hub = TestHub::start().await;
+    let rows = ["0000000001", "0000000002"].map(|number| table_1_of(number, "1370000001"));
+    send(&hub, EXCHANGE, NAME_1, rows.concat()).await.expect(201);
+    let effects = hub.audit("care-plan-files.store");
+    assert_eq!(effects, ["intent", "effect", "effect", "outcome:done"]);
+    let entries = audit_log::read(&hub.path("audit"));
+    let events = entries.map(|entry| serde_json::to_value(entry.unwrap().event).unwrap());
+    let mut objects: Vec<String> = events
+        .filter(|event| event["event"] == "effect")
+        .map(|event| event["object"].as_str().unwrap().to_owned())
+        .collect();
+    objects.sort();
+    let mut expected = ["131016/0000000001", "131016/0000000002"].map(|i| hub.hub.pseudonym.of(i));
+    expected.sort();
+    assert_eq!(objects, expected);
+}
+
+#[tokio::test]
+async fn a_file_that_is_too_long_is_refused_with_words() {
+    let hub = TestHub::start().await;
+    let long = vec![b'a'; crate::careplan_csv::FILE_BYTES_MAX + 1];
+    let refused = send(&hub, EXCHANGE, NAME_1, long).await;
+    assert_eq!(refused.refused(422), "care_plan_file_refused");
+    let message = refused.json["error"]["problems"][0]["message_ja"].as_str().unwrap();
+    assert!(message.contains("4032 KB"), "{message}");
 }

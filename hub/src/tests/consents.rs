@@ -90,3 +90,60 @@ async fn a_consent_of_one_person_is_none_of_another() {
     assert_eq!(hub.call(PORTAL, "POST", &target).send().await.refused(404), "no_consent");
     view(&hub).await.expect(200);
 }
+
+async fn by(hub: &TestHub, principal: &str, body: Value) -> Answer {
+    hub.call(principal, "POST", &person("consents")).json(body).send().await
+}
+
+#[tokio::test]
+async fn who_took_a_consent_follows_from_who_records_it() {
+    let hub = TestHub::start().await;
+    for (principal, word) in [(CITY, "municipality"), (PORTAL, "portal"), (CARE, "office")] {
+        let body = json!({"scope":"all","method":"paper","evidence":"form 1"});
+        let recorded = by(&hub, principal, body.clone()).await.expect(201);
+        assert_eq!(recorded["collected_by"], word);
+        let mut false_word = body;
+        false_word["collected_by"] = if word == "portal" { "office" } else { "portal" }.into();
+        assert_eq!(by(&hub, principal, false_word).await.refused(422), "body_invalid");
+    }
+    let body = json!({"scope":"all","method":"paper","evidence":"form 1"});
+    assert_eq!(by(&hub, LIFE, body).await.refused(403), "not_shared");
+}
+
+#[tokio::test]
+async fn an_office_records_with_evidence_and_from_today_on() {
+    let hub = TestHub::start().await;
+    let bare = json!({"scope":"all","method":"paper"});
+    assert_eq!(by(&hub, CARE, bare.clone()).await.refused(422), "body_invalid");
+    by(&hub, CITY, bare).await.expect(201);
+    let from = |day: u64| {
+        let day = clock::print_begin(clock::today_begin(clock::now_s()) - day * 86_400);
+        json!({"scope":"all","method":"paper","evidence":"form 1","from":day})
+    };
+    assert_eq!(by(&hub, CARE, from(1)).await.refused(422), "body_invalid");
+    by(&hub, CITY, from(1)).await.expect(201);
+    by(&hub, CARE, from(0)).await.expect(201);
+}
+
+#[tokio::test]
+async fn what_the_person_withdrew_an_office_does_not_record_anew() {
+    let hub = TestHub::start().await;
+    let scope = |kinds: Value| json!({"scope":kinds,"method":"paper","evidence":"form 1"});
+    let withdraw = async |principal: &str, id: &Value| {
+        let target = person(&format!("consents/{id}/withdrawal"));
+        hub.call(principal, "POST", &target).send().await.expect(200);
+    };
+    for person_side in [PORTAL, CITY] {
+        let given = by(&hub, CITY, scope(json!(["life-feedback"]))).await.expect(201);
+        withdraw(person_side, &given["id"]).await;
+        for kinds in [json!("all"), json!(["home-care-plan", "life-feedback"])] {
+            let refused = by(&hub, CARE, scope(kinds)).await;
+            assert_eq!(refused.refused(409), "consent_withdrawn_by_person");
+        }
+    }
+    by(&hub, CARE, scope(json!(["home-care-plan"]))).await.expect(201);
+    by(&hub, PORTAL, scope(json!("all"))).await.expect(201);
+    let own = by(&hub, CARE, scope(json!("all"))).await.expect(201);
+    withdraw(CARE, &own["id"]).await;
+    by(&hub, CARE, scope(json!("all"))).await.expect(201);
+}

@@ -157,7 +157,7 @@ async fn a_national_system_stores_for_the_office_that_made_it() {
         call.grant("life-feedback", false, Needs::NONE).json(content.clone()).send().await
     };
     assert_eq!(post(LIFE, "").await.refused(422), "body_invalid");
-    assert_eq!(post(LIFE, "?author_office=x").await.refused(400), "bad_request");
+    assert_eq!(post(LIFE, "?author_office=x").await.refused(422), "query_invalid");
     assert_eq!(post(CITY, "?author_office=1370000002").await.refused(403), "not_author");
     let stored = post(LIFE, "?author_office=1370000002").await.expect(201);
     assert_eq!(stored["author"], "office/1370000002");
@@ -169,6 +169,7 @@ async fn a_national_system_stores_for_the_office_that_made_it() {
 async fn every_delivery_stands_in_the_access_history() {
     let hub = TestHub::start().await;
     hub.store(CITY, "insured-card", card()).await.expect(201);
+    hub.session(CARE, "s1", "care-manager", "sess").await;
     let view = hub.call(CARE, "GET", &person("documents/insured-card"));
     let view = view.grant("insured-card", false, Needs::NONE).staff("s1", "care-manager", "sess");
     view.send().await.expect(200);
@@ -238,4 +239,61 @@ async fn an_operator_registers_only_in_a_demo() {
     assert_eq!(hub.audit("registrations.record"), ["intent", "outcome:not_in_production"]);
     let status = hub.admin("GET", "/status", Value::Null).await.expect(200);
     assert_eq!((&status["registrations"], &status["demo"]), (&json!(0), &json!(false)));
+}
+
+#[tokio::test]
+async fn a_document_is_delivered_as_it_came() {
+    let hub = TestHub::start().await;
+    let content = r#"{"period": "2026-09","measures":[1.10,12345678901234567890123,1E-7], "a":0}"#;
+    let target = person("documents/life-feedback?author_office=1370000002");
+    let store = |body: &str| {
+        let call = hub.call(LIFE, "POST", &target).grant("life-feedback", false, Needs::NONE);
+        call.bytes("application/json", body.as_bytes().to_vec()).send()
+    };
+    store(content).await.expect(201);
+    let view = hub.call(DAY_CARE, "GET", &person("documents/life-feedback"));
+    let view = view.grant("life-feedback", false, Needs::NONE).send().await;
+    assert!(view.text.contains(content), "{}", view.text);
+    let doubled = store(r#"{"period":"a","measures":[1],"period":"b"}"#).await;
+    assert_eq!(doubled.refused(422), "document_invalid");
+    assert_eq!(doubled.json["error"]["problems"][0]["field"], "period");
+}
+
+#[tokio::test]
+async fn certification_and_its_readers_stand_in_the_access_history() {
+    let hub = TestHub::start().await;
+    let view = async || hub.call(CARE, "GET", &person("certification")).send().await.expect(200);
+    view().await;
+    let step = hub.call(CITY, "POST", &person("certification"));
+    step.json(json!({"stage":"applied","on":"2026-10-01"})).send().await.expect(200);
+    view().await;
+    let history = hub.call(PORTAL, "GET", &person("access-history")).send().await.expect(200);
+    let accesses = history["accesses"].as_array().unwrap();
+    assert_eq!(accesses.len(), 1, "{history}");
+    assert_eq!(accesses[0]["action"], "certification.view");
+    assert_eq!(accesses[0]["party"], "office/1370000001");
+    assert_eq!(accesses[0]["version"], Value::Null);
+}
+
+#[tokio::test]
+async fn the_access_history_comes_in_pages() {
+    let hub = TestHub::start().await;
+    hub.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
+         INSERT INTO accesses (insurer, number, at, party, principal, kind, version, action,
+         request_id)
+         SELECT '131016', '0000000001', i, 'p', 'p', 'insured-card', 1, 'a', 'r' FROM n",
+    )
+    .await;
+    let page = async |query: &str| {
+        hub.call(PORTAL, "GET", &person(&format!("access-history{query}"))).send().await
+    };
+    let first = page("").await.expect(200);
+    assert_eq!(first["accesses"].as_array().unwrap().len(), 1_000);
+    assert_eq!(first["next"], 2);
+    let last = page("?before=2").await.expect(200);
+    assert_eq!((&last["accesses"][0]["id"], &last["next"]), (&json!(1), &Value::Null));
+    for unknown in ["?after=1", "?before=x", "?before=2&colour=1"] {
+        assert_eq!(page(unknown).await.refused(422), "query_invalid", "{unknown}");
+    }
 }

@@ -92,6 +92,32 @@ async fn the_feed_has_no_gap_under_eight_writers() {
 }
 
 #[tokio::test]
+async fn a_batch_of_changes_names_the_newest_and_when_it_was_read() {
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    gateway.next().await;
+    let before = crate::clock::now_ms();
+    let mut tx = hub.hub.store.write().await.unwrap();
+    for from in [1, 2, 3] {
+        let insurer = "131016".parse().unwrap();
+        tx.publish(&Fact::Sharing { insurer, from: Some(from) }).await.unwrap();
+    }
+    let newest = tx.commit().await.unwrap().unwrap();
+    let mut stamps = Vec::new();
+    while stamps.len() < 3 {
+        let line = gateway.lines.next_line().await.unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let message: Value = serde_json::from_str(line["payload"].as_str().unwrap()).unwrap();
+        if message["latest_seq"].is_u64() {
+            stamps.push((message["latest_seq"].as_u64().unwrap(), message["sent_at_ms"].clone()));
+        }
+    }
+    assert!(stamps.iter().all(|stamp| *stamp == (newest, stamps[0].1.clone())), "{stamps:?}");
+    let read_at = stamps[0].1.as_u64().unwrap();
+    assert!((before..=crate::clock::now_ms()).contains(&read_at));
+}
+
+#[tokio::test]
 async fn status_and_wait_tell_what_gateways_have_applied() {
     let hub = TestHub::start().await;
     let mut gateway = Gateway::connect(&hub).await;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::socket::Listener;
 use crate::{Hub, admin, clock, key_file, routes, server};
 
@@ -81,9 +81,15 @@ impl TestHub {
     }
 
     pub(crate) async fn start_with(more: &str) -> Self {
+        Self::start_changed(more, |_| {}).await
+    }
+
+    /// As [`TestHub::start_with`], with limits that no file sets.
+    pub(crate) async fn start_changed(more: &str, change: impl FnOnce(&mut Limits)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = write_config(folder.path(), more);
-        let config = Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+        let mut config = Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
+        change(&mut config.limits);
         let key = std::fs::read(folder.path().join("permit.key")).unwrap();
         let hub = server::open(config).await.unwrap();
         let (stop, stopping) = watch::channel(false);
@@ -142,6 +148,36 @@ impl TestHub {
         let body = body.to_string();
         let head = head(method, path, "application/json", body.len(), "");
         exchange(&self.path("hub-admin.sock"), &head, body.as_bytes()).await
+    }
+
+    /// A member of staff of the office of `principal` with a live session there.
+    pub(crate) async fn session(&self, principal: &str, id: &str, job: &str, session: &str) {
+        let office = Identity::from_path(principal).unwrap().office().unwrap();
+        let body = serde_json::json!({
+            "office": office, "id": id, "name": "見本", "job": job, "password": "correct horse",
+        });
+        self.admin("POST", "/staff", body).await.expect(201);
+        let mut tx = self.hub.store.write().await.unwrap();
+        sqlx::query(
+            "INSERT INTO sessions (id, office, staff_id, certificate_sha256, began_at,
+             refresh_until) VALUES ($1, $2, $3, $4, 0, $5)",
+        )
+        .bind(session)
+        .bind(office.as_str())
+        .bind(id)
+        .bind(format!("sha-of-{principal}"))
+        .bind(i64::MAX)
+        .execute(tx.conn())
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    /// Changes rows as no request could.
+    pub(crate) async fn sql(&self, statement: &'static str) {
+        let mut tx = self.hub.store.write().await.unwrap();
+        sqlx::query(statement).execute(tx.conn()).await.unwrap();
+        tx.commit().await.unwrap();
     }
 
     /// Registers the office of `principal` for [`INSURED`].
@@ -230,6 +266,17 @@ impl<'a> Call<'a> {
         self.send_with(&format!("{HEADER}: {permit}\r\n")).await
     }
 
+    /// Sends the head and a body that is `missing` bytes shorter than the head says.
+    pub(crate) async fn send_short(self, missing: usize) -> Answer {
+        let permit = self.hub.key.seal(&self.claims).unwrap();
+        let PermitClaims { method, target, .. } = &self.claims;
+        let headers = format!("{HEADER}: {permit}\r\n");
+        let length = self.body.len() + missing;
+        let head = head(method, target, self.content_type, length, &headers);
+        let head = head.replace("connection: close\r\n", "");
+        exchange(&self.hub.path("hub.sock"), &head, &self.body).await
+    }
+
     /// Sends with these header lines in place of the permit's.
     pub(crate) async fn send_with(self, headers: &str) -> Answer {
         let PermitClaims { method, target, .. } = &self.claims;
@@ -242,6 +289,8 @@ impl<'a> Call<'a> {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) text: String,
     pub(crate) json: Value,
 }
 
@@ -274,5 +323,6 @@ async fn exchange(socket: &Path, head: &str, body: &[u8]) -> Answer {
     let text = String::from_utf8(answer).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer { status, json: serde_json::from_str(body).unwrap_or(Value::Null) }
+    let json = serde_json::from_str(body).unwrap_or(Value::Null);
+    Answer { status, head: head.to_lowercase(), text: body.to_owned(), json }
 }

@@ -152,3 +152,103 @@ async fn go_live_lies_ahead_or_is_taken_back() {
     assert_eq!(live().await.refused(403), "not_live");
     assert_eq!(set(json!("soon")).await.refused(422), "body_invalid");
 }
+
+async fn file_notice(hub: &TestHub, office: &str) -> Value {
+    let call = hub.call(office, "POST", &person("care-plan-requests"));
+    let body = json!({"starts_on":"2026-12-01","person_agreed":true,"address":"見本市1-1"});
+    call.json(body).send().await.expect(201);
+    inbox(hub).await.last().unwrap()["id"].clone()
+}
+
+async fn plans(hub: &TestHub, office: &str) -> Answer {
+    hub.call(office, "GET", &person("certification")).needs(Needs::PLANS_FOR).send().await
+}
+
+#[tokio::test]
+async fn an_older_notice_does_not_undo_a_newer_one() {
+    let hub = TestHub::start().await;
+    let older = file_notice(&hub, CARE).await;
+    let newer = file_notice(&hub, DAY_CARE).await;
+    receipt(&hub, &newer, json!({"accepted": true})).await.expect(200);
+    let refused = receipt(&hub, &older, json!({"accepted": true})).await;
+    assert_eq!(refused.refused(409), "newer_notice_accepted");
+    assert_eq!(plans(&hub, CARE).await.refused(403), "not_planning_office");
+    plans(&hub, DAY_CARE).await.expect(200);
+    receipt(&hub, &older, json!({"accepted": false})).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_takeover_ends_the_notice_and_leaves_the_facility_plan() {
+    let hub = TestHub::start().await;
+    let plan = json!({"created_on":"2026-10-01","tables":{"1":{"policy":"x"}}});
+    hub.store(CARE, "facility-care-plan", plan.clone()).await.expect(201);
+    for office in [CARE, DAY_CARE] {
+        let notice = file_notice(&hub, office).await;
+        receipt(&hub, &notice, json!({"accepted": true})).await.expect(200);
+        plans(&hub, CARE).await.expect(200);
+        plans(&hub, office).await.expect(200);
+    }
+    let ended = |fact: &Fact| matches!(fact, Fact::PlansFor { active: false, .. });
+    assert!(!facts(&hub).await.iter().any(ended));
+    // The other way round: the notice ends also where a facility plan came after it.
+    hub.store(DAY_CARE, "facility-care-plan", plan).await.expect(201);
+    let notice = file_notice(&hub, CARE).await;
+    receipt(&hub, &notice, json!({"accepted": true})).await.expect(200);
+    let mut tx = hub.hub.store.read().await.unwrap();
+    let sources: Vec<(String, String)> = sqlx::query_as(
+        "SELECT office, source FROM plans_for WHERE active = 1 ORDER BY office, source",
+    )
+    .fetch_all(&mut *tx)
+    .await
+    .unwrap();
+    let sources: Vec<(&str, &str)> = sources.iter().map(|(o, s)| (&**o, &**s)).collect();
+    let expected = [
+        ("1370000001", "care-plan-request"),
+        ("1370000001", "facility-care-plan"),
+        ("1370000002", "facility-care-plan"),
+    ];
+    assert_eq!(sources, expected);
+}
+
+#[tokio::test]
+async fn an_address_read_from_the_inbox_stands_in_the_access_history() {
+    let hub = TestHub::start().await;
+    let id = file_notice(&hub, CARE).await;
+    let target = format!("/v1/municipalities/131016/inbox/{id}");
+    let item = hub.call(CITY, "GET", &target).send().await.expect(200);
+    assert_eq!((&item["id"], &item["content"]["address"]), (&id, &json!("見本市1-1")));
+    let history = hub.call(PORTAL, "GET", &person("access-history")).send().await.expect(200);
+    let access = &history["accesses"][0];
+    assert_eq!(access["action"], "care-plan-requests.view");
+    assert_eq!(access["party"], "municipality/131016");
+    assert_eq!(access["document_kind_ja"], "居宅サービス計画作成依頼届出");
+}
+
+#[tokio::test]
+async fn long_lists_come_in_pages() {
+    let hub = TestHub::start().await;
+    hub.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 501)
+         INSERT INTO inbox (insurer, number, kind, sender, at)
+         SELECT '131016', '0000000001', 'care-plan-request', 'p', i FROM n",
+    )
+    .await;
+    hub.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 501)
+         INSERT INTO opinion_requests (insurer, number, office, due, requested_by, requested_at)
+         SELECT '131016', '0000000001', '1310000001', '2026-12-01', 'm', i FROM n",
+    )
+    .await;
+    let page = async |principal: &str, target: &str, list: &str| {
+        let page = hub.call(principal, "GET", target).send().await.expect(200);
+        (page[list].as_array().unwrap().len(), page["next"].clone())
+    };
+    let items = "/v1/municipalities/131016/inbox";
+    assert_eq!(page(CITY, items, "items").await, (500, json!(500)));
+    let rest = format!("{items}?after=500");
+    assert_eq!(page(CITY, &rest, "items").await, (1, Value::Null));
+    let (asked, list) = ("/v1/opinion-requests", "opinion_requests");
+    assert_eq!(page(HOSPITAL, asked, list).await, (500, json!(2)));
+    let rest = format!("{asked}?before=2");
+    assert_eq!(page(HOSPITAL, &rest, list).await, (1, Value::Null));
+}

@@ -1,5 +1,7 @@
 //! Nothing passes without a permit for exactly this request.
 
+use std::time::Duration;
+
 use policies::permit::{HEADER, LIFETIME_MS, PermitKey};
 
 use super::harness::*;
@@ -21,7 +23,7 @@ async fn every_request_without_a_permit_is_refused_alike() {
 }
 
 #[tokio::test]
-async fn foreign_wrong_expired_and_doubled_permits_are_refused() {
+async fn foreign_wrong_and_doubled_permits_are_refused() {
     let hub = TestHub::start().await;
     let call = || hub.call(CARE, "GET", "/v1/registrations");
     let line = |permit: &str| format!("{HEADER}: {permit}\r\n");
@@ -31,15 +33,11 @@ async fn foreign_wrong_expired_and_doubled_permits_are_refused() {
     let foreign = PermitKey::new(&[9; 32]).unwrap().seal(&call().claims).unwrap();
     let other_target = hub.key.seal(&hub.call(CARE, "GET", "/v1/opinion-requests").claims).unwrap();
     let mut claims = call().claims;
-    claims.expires_ms = clock::now_ms() - LIFETIME_MS;
-    let expired = hub.key.seal(&claims).unwrap();
-    let mut claims = call().claims;
     claims.operation = "opinion-requests.list".into();
     let other_operation = hub.key.seal(&claims).unwrap();
     for (name, headers) in [
         ("foreign key", line(&foreign)),
         ("other target", line(&other_target)),
-        ("expired", line(&expired)),
         ("other operation", line(&other_operation)),
         ("not understood", line("v1.x.y")),
         ("two permits", line(&good).repeat(2)),
@@ -47,6 +45,40 @@ async fn foreign_wrong_expired_and_doubled_permits_are_refused() {
     ] {
         let answer = call().send_with(&headers).await;
         assert_eq!(answer.refused(403), "permit_required", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_permit_that_has_run_out_is_asked_for_again() {
+    let hub = TestHub::start().await;
+    let mut call = hub.call(CARE, "GET", "/v1/registrations");
+    call.claims.expires_ms = clock::now_ms() - LIFETIME_MS;
+    let answer = call.send().await;
+    assert_eq!(answer.refused(503), "upstream_unavailable");
+    assert!(answer.head.contains("\r\nretry-after: 1"), "{}", answer.head);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let second = Duration::from_secs(1);
+    let hub = TestHub::start_changed("", |limits| {
+        assert_eq!(limits.body_time, Duration::from_secs(20));
+        limits.body_time = second;
+    })
+    .await;
+    let file = "/v1/care-plan-files/UP1KYO_1370000001_43_1370000002_15_20261001120000.CSV";
+    let calls = [
+        hub.call(CITY, "PUT", "/v1/municipalities/131016/sharing"),
+        hub.call(CITY, "POST", &person("documents/insured-card")),
+        hub.call(PORTAL, "POST", &person("consents/1/withdrawal")),
+        hub.call(EXCHANGE, "POST", file),
+    ];
+    for call in calls {
+        let operation = call.claims.operation.clone();
+        let answer = call.bytes("application/json", b"{".to_vec()).send_short(5);
+        let answer = tokio::time::timeout(second * 5, answer).await.expect("hung up");
+        assert_eq!(answer.refused(408), "body_timeout", "{operation}");
+        assert!(answer.head.contains("\r\nconnection: close"), "{}", answer.head);
     }
 }
 

@@ -159,3 +159,68 @@ async fn staff_records_that_make_no_sense_are_refused() {
     }
     assert_eq!(hub.admin("GET", "/nowhere", Value::Null).await.refused(404), "no_such_operation");
 }
+
+#[tokio::test]
+async fn what_staff_ask_for_needs_a_live_session_in_the_same_rows() {
+    let hub = TestHub::start().await;
+    hub.session(CARE, "s1", "care-manager", "sess").await;
+    let plan = json!({"created_on":"2026-10-01","tables":{"1":{}}});
+    let requests = [
+        ("GET", "/v1/registrations".to_owned(), Value::Null),
+        ("GET", "/v1/opinion-requests".to_owned(), Value::Null),
+        ("GET", person("documents"), Value::Null),
+        ("GET", person("certification"), Value::Null),
+        ("GET", person("consents"), Value::Null),
+        ("POST", person("documents/home-care-plan"), plan),
+        (
+            "POST",
+            person("care-plan-requests"),
+            json!({"starts_on":"2026-12-01","person_agreed":true}),
+        ),
+    ];
+    let ask = async || {
+        let mut answers = Vec::new();
+        for (method, target, body) in &requests {
+            let call = hub.call(CARE, method, target).staff("s1", "care-manager", "sess");
+            let call = call.grant("home-care-plan", false, policies::decide::Needs::NONE);
+            answers.push(call.json(body.clone()).send().await);
+        }
+        answers
+    };
+    for answer in ask().await {
+        assert!(answer.status < 300, "{answer:?}");
+    }
+    for (breaks, mends) in [
+        ("UPDATE sessions SET ended_at = 1", "UPDATE sessions SET ended_at = NULL"),
+        ("UPDATE sessions SET refresh_until = 1", "UPDATE sessions SET refresh_until = 9e15"),
+        ("UPDATE staff SET locked = 1", "UPDATE staff SET locked = 0"),
+        (
+            "UPDATE sessions SET certificate_sha256 = 'x' || certificate_sha256",
+            "DELETE FROM sessions",
+        ),
+    ] {
+        hub.sql(breaks).await;
+        for answer in ask().await {
+            assert_eq!(answer.refused(401), "staff_session_ended", "{breaks}");
+        }
+        hub.sql(mends).await;
+    }
+    let logout = hub.call(CARE, "DELETE", "/v1/session").staff("s1", "care-manager", "sess");
+    assert_eq!(logout.send().await.status, 204);
+}
+
+#[tokio::test]
+async fn a_failed_login_leaves_nothing_that_was_typed_in_the_audit_log() {
+    let hub = TestHub::start().await;
+    add(&hub, "correct horse").await.expect(201);
+    log_in(&hub, CARE, "hunter2-typed-here", "x").await.refused(401);
+    log_in(&hub, CARE, "sato", "wrong").await.refused(401);
+    let entries = audit_log::read(&hub.path("audit"));
+    let events: Vec<String> = entries
+        .map(|entry| serde_json::to_string(&entry.unwrap().event).unwrap())
+        .filter(|event| event.contains("session.login"))
+        .collect();
+    assert_eq!(events.len(), 4, "{events:?}");
+    assert!(!events.concat().contains("hunter2"), "{events:?}");
+    assert!(events[1].contains("staff unknown") && events[3].contains("staff sato"), "{events:?}");
+}
