@@ -11,7 +11,7 @@
 //! - nothing is answered without a permit that the gateway sealed for exactly this request;
 //! - what the permit allows is looked up again in the hub's own rows, in the transaction that reads
 //!   or writes the document;
-//! - every write is announced before it is committed and recorded after it ([`work`]); what was
+//! - every write is announced before it is committed and recorded after it (`work.rs`); what was
 //!   answered with 201 is on disk.
 //!
 //! The pages of the 介護保険資格確認等WEBサービス and the check of the person's card belong in this crate.
