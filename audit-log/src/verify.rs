@@ -3,10 +3,10 @@
 //!
 //! What it finds: a changed byte, a missing, inserted, swapped or replaced record, a truncated,
 //! replaced or missing segment, a clock that goes back; a torn tail is told apart, because a loss
-//! of power leaves one too and the next start of the program cuts it. What no chain can show by
-//! itself: records cut from the very end, and a log written anew as a whole; compare
-//! [`Summary::records`] and [`Summary::head`] with what was noted elsewhere. Signed checkpoints
-//! belong here for that.
+//! of power leaves one too and the next start of the program cuts it. What a chain without a key
+//! cannot show by itself: records cut from the very end, and a log whose hashes were counted anew
+//! from some record on; compare [`Summary::records`] and [`Summary::head`] with what was noted
+//! elsewhere. Signed checkpoints belong here for that.
 
 use std::fmt;
 use std::fs::File;

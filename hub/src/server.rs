@@ -8,7 +8,7 @@
 //! Invariants: a peer of another uid is hung up on; nothing listens before the log can be written;
 //! the ready file stands only while the sockets do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,12 @@ pub enum Error {
         #[source]
         source: audit_log::Error,
     },
+    /// The database is gone, but the audit log knows of it.
+    #[error(
+        "database `{}` is missing, and there are audit records of it: restore it from the backup",
+        .0.display()
+    )]
+    LostDatabase(PathBuf),
     /// An audit record could not be written.
     #[error("audit record cannot be written")]
     Record(#[from] audit_log::Error),
@@ -94,10 +100,13 @@ pub(crate) async fn open(config: Config) -> Result<Hub, Error> {
         segment_bytes_max: SEGMENT_BYTES_MAX,
         source: "hub".to_owned(),
     };
+    refuse_lost_database(&config)?;
+    // The database comes before the log, so that a first start that breaks off in between leaves
+    // no records of a database that never was.
+    let store = Store::open(&config.database).await?;
     let audit = AuditLog::open(&config.audit_dir, options)
         .map_err(|source| Error::Audit { path: config.audit_dir.clone(), source })?;
     let token_key = TokenKey::open(&config.staff_token_key)?;
-    let store = Store::open(&config.database).await?;
     let hub: Hub = Arc::new(HubParts {
         gateways: Gateways::new(&config.gateways),
         pseudonym: Pseudonym::new(&config.pseudonym_key),
@@ -113,6 +122,18 @@ pub(crate) async fn open(config: Config) -> Result<Hub, Error> {
     hub.audit.append(&started)?.durable().await?;
     staff::publish_key(&hub).await.map_err(store::Error::Query)?;
     Ok(hub)
+}
+
+/// An empty database in the place of a lost one would forget consents, withdrawals and documents
+/// without a word.
+fn refuse_lost_database(config: &Config) -> Result<(), Error> {
+    let is_segment = |path: &Path| path.extension().is_some_and(|extension| extension == "jsonl");
+    let has_records = std::fs::read_dir(&config.audit_dir)
+        .is_ok_and(|entries| entries.filter_map(Result::ok).any(|entry| is_segment(&entry.path())));
+    if has_records && !config.database.exists() {
+        return Err(Error::LostDatabase(config.database.clone()));
+    }
+    Ok(())
 }
 
 async fn close(hub: &Hub) -> Result<(), Error> {

@@ -147,6 +147,22 @@ fn what_was_answered_with_201_survives_a_kill() {
 }
 
 #[test]
+fn a_lost_database_is_not_replaced_by_an_empty_one() {
+    let folder = folder();
+    let mut child = start(&folder);
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    for name in ["hub.sqlite", "hub.sqlite-wal", "hub.sqlite-shm"] {
+        let _ = std::fs::remove_file(folder.path().join(name));
+    }
+    let output = run(&folder, &[]);
+    let line = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{line}");
+    assert!(line.contains("hub.sqlite` is missing") && line.contains("backup"), "{line}");
+    assert!(!folder.path().join("hub.sqlite").exists());
+}
+
+#[test]
 fn it_ends_with_its_supervisor_and_removes_what_it_made() {
     let folder = folder();
     let mut child = start(&folder);
