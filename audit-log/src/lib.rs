@@ -15,11 +15,12 @@
 //! - `log`: the queue; `writer`: group commit, rotation, recovery; `segment`: the files.
 //! - `read`: streams the records; `verify`: names the first bad one.
 //!
-//! The chain shows every change inside the log. It can not show that whole records were cut from
-//! the end, nor that the complete log was written anew: that takes a witness outside the disk.
-//! Here belong therefore, beside the chain: an RFC 6962 Merkle tree over the records, C2SP
-//! checkpoints signed and handed to a witness, proofs that one record is in the log, retention
-//! (closing and removing old segments with the checkpoint that still proves them), and search.
+//! The chain shows a change that was made without counting the hashes anew. It has no key, so it
+//! cannot show that records were cut from the end, nor that everything from some record on was
+//! written anew: that takes a signature or a witness outside the disk. Here belong therefore, beside
+//! the chain: an RFC 6962 Merkle tree over the records, C2SP checkpoints signed and handed to a
+//! witness, proofs that one record is in the log, retention (closing and removing old segments with
+//! the checkpoint that still proves them), and search.
 
 mod entry;
 pub mod encoding;
