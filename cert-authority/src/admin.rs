@@ -4,9 +4,13 @@
 //! answers:
 //! `{"error":{"code","message"}}`. Every change is audited: intent, effect, outcome.
 //!
+//! INVARIANT: a change that has begun is finished and its outcome recorded, also when the client
+//! goes away in the middle (`Admin::finish`).
+//!
 //! Approval by a second operator, revocation of a terminal or of a whole office, and reload belong
 //! here.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +25,7 @@ use serde::{Deserialize, Serializer};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio_util::task::TaskTracker;
 
 use crate::audit::{Trail, Work};
 use crate::enrol::{self, Enrolment};
@@ -42,6 +47,18 @@ pub struct Admin {
     pub trail: Trail,
     /// How long a waiting revocation waits.
     pub wait: Duration,
+    /// The changes that have begun.
+    pub tasks: TaskTracker,
+}
+
+impl Admin {
+    /// Runs a change in a task of its own: a client that goes away does not stop it half-way.
+    async fn finish<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.tasks.spawn(change).await.unwrap_or(Err(Error::Broken))
+    }
 }
 
 /// Why a command is refused.
@@ -59,6 +76,9 @@ pub enum Error {
     /// The audit log can not be written.
     #[error("the audit log cannot be written")]
     Audit(#[from] audit_log::Error),
+    /// The change ended without an answer.
+    #[error("the change broke off: look at the audit records")]
+    Broken,
 }
 
 type Answer = Result<Response, Error>;
@@ -120,6 +140,16 @@ async fn add_office(State(admin): Shared, body: Result<Json<OfficeData>, JsonRej
     if data.service_types.len() > 100 {
         return Err(Error::BadRequest("`service_types`: at most 100".to_owned()));
     }
+    let (office, new) = admin.finish(add(Arc::clone(&admin), data)).await?;
+    if !office.data.number.check_digit_fits() {
+        let number = office.data.number;
+        tracing::warn!(office = %number, "the check digit of the office number is unusual");
+    }
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(office)).into_response())
+}
+
+async fn add(admin: Arc<Admin>, data: OfficeData) -> Result<(Office, bool), Error> {
     let work = work("office.add", data.number.to_string());
     admin.trail.record(&work.intent("")).await?;
     let added = admin.store.add_office(data, now()).await;
@@ -129,13 +159,7 @@ async fn add_office(State(admin): Shared, body: Result<Json<OfficeData>, JsonRej
         Err(_) => "refused",
     };
     admin.trail.record(&work.outcome(word, "")).await?;
-    let (office, new) = added?;
-    if !office.data.number.check_digit_fits() {
-        let number = office.data.number;
-        tracing::warn!(office = %number, "the check digit of the office number is unusual");
-    }
-    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(office)).into_response())
+    Ok(added?)
 }
 
 async fn offices(State(admin): Shared) -> Answer {
@@ -152,7 +176,8 @@ async fn suspend(
     number: Result<Path<OfficeNumber>, PathRejection>,
     body: Result<Json<Suspension>, JsonRejection>,
 ) -> Answer {
-    set_suspended(&admin, number?.0, true, &body?.0.reason).await
+    let change = set_suspended(Arc::clone(&admin), number?.0, true, body?.0.reason);
+    admin.finish(change).await
 }
 
 async fn resume(
@@ -160,17 +185,23 @@ async fn resume(
     number: Result<Path<OfficeNumber>, PathRejection>,
     body: Result<Json<Suspension>, JsonRejection>,
 ) -> Answer {
-    set_suspended(&admin, number?.0, false, &body?.0.reason).await
+    let change = set_suspended(Arc::clone(&admin), number?.0, false, body?.0.reason);
+    admin.finish(change).await
 }
 
-async fn set_suspended(admin: &Admin, number: OfficeNumber, to: bool, reason: &str) -> Answer {
+async fn set_suspended(
+    admin: Arc<Admin>,
+    number: OfficeNumber,
+    to: bool,
+    reason: String,
+) -> Answer {
     if !(1..=200).contains(&reason.chars().count()) || reason.chars().any(char::is_control) {
         return Err(Error::BadRequest("`reason`: use 1 to 200 characters".to_owned()));
     }
     let action = if to { "office.suspend" } else { "office.resume" };
     let work = work(action, number.to_string());
     admin.trail.record(&work.intent("")).await?;
-    let result = admin.store.set_suspended(number, to, reason).await;
+    let result = admin.store.set_suspended(number, to, &reason).await;
     let word = if result.is_ok() { "done" } else { "refused" };
     admin.trail.record(&work.outcome(word, "")).await?;
     let (office, seq) = result?;
@@ -185,7 +216,12 @@ async fn issue_code(
     if !(1..=VALID_HOURS_MAX).contains(&valid_hours) {
         return Err(Error::BadRequest(format!("`valid_hours`: use 1 to {VALID_HOURS_MAX}")));
     }
-    let code = admin.enrolment.issue_code(&identity, profile, not_after_s, valid_hours).await?;
+    let enrolment = Arc::clone(&admin.enrolment);
+    let change = async move {
+        let code = enrolment.issue_code(&identity, profile, not_after_s, valid_hours).await?;
+        Ok(code)
+    };
+    let code = admin.finish(change).await?;
     let answer = json!({
         "code_id": code.id,
         "secret": code.secret,
@@ -218,22 +254,35 @@ async fn revoke(
     body: Result<Json<RevokeRequest>, JsonRejection>,
 ) -> Answer {
     let (Path(serial), Json(RevokeRequest { reason, wait })) = (serial?, body?);
-    let work = work("certificate.revoke", serial.to_string());
-    admin.trail.record(&work.intent(reason.as_str())).await?;
-    let revoked = admin.store.revoke(serial, reason, now()).await;
-    if let Ok(revocation) = &revoked {
-        admin.trail.record(&work.effect(format!("feed sequence {}", revocation.seq))).await?;
-    }
-    let word = if revoked.is_ok() { "done" } else { "refused" };
-    admin.trail.record(&work.outcome(word, "")).await?;
-    let seq = revoked?.seq;
+    let (seq, known) = admin.finish(revoke_serial(Arc::clone(&admin), serial, reason)).await?;
     let limit = if wait { admin.wait } else { Duration::ZERO };
     let missing = admin.gateways.wait(seq, limit).await;
-    let mut answer = json!({"seq": seq, "acknowledged": missing.is_empty()});
+    let mut answer = json!({"seq": seq, "known": known, "acknowledged": missing.is_empty()});
     if let (Some(fields), false) = (answer.as_object_mut(), missing.is_empty()) {
         fields.insert("missing".to_owned(), missing.into());
     }
     Ok(Json(answer).into_response())
+}
+
+/// The sequence number of the revocation, and whether the serial is one that we issued.
+async fn revoke_serial(
+    admin: Arc<Admin>,
+    serial: Serial,
+    reason: Reason,
+) -> Result<(u64, bool), Error> {
+    let work = work("certificate.revoke", serial.to_string());
+    admin.trail.record(&work.intent(reason.as_str())).await?;
+    let revoked = admin.store.revoke(serial, reason, now()).await;
+    let (word, detail) = match &revoked {
+        Ok((revocation, known)) => {
+            admin.trail.record(&work.effect(format!("feed sequence {}", revocation.seq))).await?;
+            ("done", if *known { "" } else { "not issued by this RA" })
+        }
+        Err(_) => ("refused", ""),
+    };
+    admin.trail.record(&work.outcome(word, detail)).await?;
+    let (revocation, known) = revoked?;
+    Ok((revocation.seq, known))
 }
 
 async fn status(State(admin): Shared) -> Answer {
@@ -295,6 +344,7 @@ impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let (status, code) = match &self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+            Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
             Self::Audit(_) => (StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable"),
             Self::Store(error) | Self::Enrol(enrol::Error::Store(error)) => of_store(error),
             Self::Enrol(enrol::Error::Profile(_)) => (StatusCode::BAD_REQUEST, "profile"),
@@ -330,6 +380,8 @@ const fn of_store(error: &store::Error) -> (StatusCode, &'static str) {
         store::Error::Database(_)
         | store::Error::Migrate(_)
         | store::Error::File(_)
+        | store::Error::AuditFolder(_)
+        | store::Error::Gone { .. }
         | store::Error::Corrupt(_) => (StatusCode::INTERNAL_SERVER_ERROR, "database"),
     }
 }

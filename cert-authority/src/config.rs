@@ -160,9 +160,10 @@ impl RaConfig {
         let server_key = check.read("server_key", key::read_tls_key(&raw.server_key));
         let chain = check.ca_chain(&raw.ca_chain, &raw.trust_anchors);
         let feed_signer = check.feed_signer(&raw.feed_key);
-        let (lease, wait) = (raw.lease_ms.unwrap_or(LEASE_MS), raw.wait_ms.unwrap_or(WAIT_MS));
+        let lease = raw.lease_ms.unwrap_or(LEASE_MS);
+        let wait = raw.wait_ms.unwrap_or_else(|| default_wait_ms(lease));
         for (key, value) in [("lease_ms", lease), ("wait_ms", wait)] {
-            if !(1..=600_000).contains(&value) {
+            if !(1..=WAIT_MS_MAX).contains(&value) {
                 check.problem(key, "use a number of milliseconds from 1 to 600000");
             }
         }
@@ -214,7 +215,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn problem(&mut self, key: &str, text: impl Display) {
-        self.problems.push(format!("{}: `{key}`: {text}", self.file.display()));
+        self.problems.push(format!("config file `{}`: `{key}`: {text}", self.file.display()));
     }
 
     fn read<T>(&mut self, key: &str, read: Result<T, key::Error>) -> Option<T> {
@@ -314,13 +315,14 @@ impl Check<'_> {
 }
 
 fn parse<T: DeserializeOwned>(file: &Path) -> Result<T, Error> {
-    let failed = |text: String| Error(vec![format!("{}: {text}", file.display())]);
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| failed(format!("the config file cannot be read: {error}")))?;
+    let failed = |text: String| Error(vec![format!("config file `{}`{text}", file.display())]);
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        failed(format!(" cannot be read: check the path given with --config: {error}"))
+    })?;
     toml::from_str(&text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
-        failed(format!("line {line}: {}", error.message().replace('\n', " ")))
+        failed(format!(": line {line}: {}", error.message().replace('\n', " ")))
     })
 }
 
@@ -328,7 +330,13 @@ fn parse<T: DeserializeOwned>(file: &Path) -> Result<T, Error> {
 const POLICY_ARC: &str = "2.999.1";
 /// T3 of the CA feed: after a minute without a heartbeat a gateway denies everything.
 const LEASE_MS: u64 = 60_000;
-const WAIT_MS: u64 = 10_000;
+/// What a waiting revocation waits longer than a lease, so that it can end by the lease.
+const WAIT_MORE_MS: u64 = 10_000;
+const WAIT_MS_MAX: u64 = 600_000;
+
+fn default_wait_ms(lease_ms: u64) -> u64 {
+    lease_ms.saturating_add(WAIT_MORE_MS).min(WAIT_MS_MAX)
+}
 
 #[cfg(test)]
 mod tests {
@@ -371,7 +379,7 @@ mod tests {
             "lease_ms",
             "id_domain",
         ] {
-            let expected = format!("{}: `{key}`: ", file.display());
+            let expected = format!("config file `{}`: `{key}`: ", file.display());
             assert!(found.iter().any(|line| line.starts_with(&expected)), "{key}: {found:?}");
         }
     }
@@ -380,10 +388,20 @@ mod tests {
     fn unknown_keys_and_missing_files_are_one_clear_line() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("signer.toml");
-        assert!(problems(SignerConfig::load(&file))[0].contains("cannot be read"));
+        let start = format!("config file `{}`", file.display());
+        let expected = format!("{start} cannot be read: check the path given with --config: ");
+        assert!(problems(SignerConfig::load(&file))[0].starts_with(&expected));
         std::fs::write(&file, "socket = \"a\"\nsokcet = \"b\"\n").unwrap();
         let found = problems(SignerConfig::load(&file));
         assert_eq!(found.len(), 1);
-        assert!(found[0].contains("line 2") && found[0].contains("sokcet"), "{found:?}");
+        assert!(found[0].starts_with(&format!("{start}: line 2: ")), "{found:?}");
+        assert!(found[0].contains("sokcet"), "{found:?}");
+    }
+
+    #[test]
+    fn a_revocation_waits_longer_than_a_lease_and_shorter_than_the_command() {
+        assert_eq!(default_wait_ms(LEASE_MS), 70_000);
+        assert_eq!(default_wait_ms(5_000), 15_000);
+        assert_eq!(default_wait_ms(WAIT_MS_MAX), WAIT_MS_MAX);
     }
 }

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use policies::identity::{Identity, Serial};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
 
 use crate::audit::{Trail, Work};
 use crate::key;
@@ -26,7 +27,7 @@ use crate::profile::{self, BACKDATE, Profile, Rules};
 use crate::protocol::{self, SignRequest, SignerClient};
 use crate::request::{self, PublicKey};
 use crate::serve::chain;
-use crate::store::{self, Claim, Claimant, Intended, NewCode, Store};
+use crate::store::{self, Claim, Claimant, Given, Intended, NewCode, Store};
 
 /// Why no certificate was given.
 #[derive(Debug, thiserror::Error)]
@@ -74,19 +75,22 @@ pub struct Enrolment {
     authority: Authority,
     /// One request at a time per code (and per sixty-fourth of all codes).
     turns: [Mutex<()>; 64],
+    /// The enrolments that have begun.
+    tasks: TaskTracker,
 }
 
 impl Enrolment {
-    /// Enrolment with its store, signer and audit log.
+    /// Enrolment with its store, signer and audit log; `tasks` counts what has begun.
     pub fn new(
         store: Store,
         signer: SignerClient,
         trail: Trail,
         rules: Rules,
         authority: Authority,
+        tasks: TaskTracker,
     ) -> Self {
         let turns = std::array::from_fn(|_| Mutex::new(()));
-        Self { store, signer, trail, rules, authority, turns }
+        Self { store, signer, trail, rules, authority, turns, tasks }
     }
 
     /// Issues a one-time code.
@@ -139,7 +143,8 @@ impl Enrolment {
         csr: Vec<u8>,
     ) -> Result<Vec<u8>, Error> {
         // A task of its own: a client that goes away does not stop the work half-way.
-        let work = tokio::spawn(async move { self.enrol_here(&code_id, &secret, &csr).await });
+        let tasks = self.tasks.clone();
+        let work = tasks.spawn(async move { self.enrol_here(&code_id, &secret, &csr).await });
         work.await.unwrap_or(Err(Error::Signer(protocol::Error::Lost)))
     }
 
@@ -168,7 +173,7 @@ impl Enrolment {
         let serial = key::random_serial()?;
         let claimant = Claimant { code_id: &code.id, key: &key, serial, now: now.unix_timestamp() };
         match self.store.claim(&claimant).await? {
-            Claim::Again(der) => Ok(der),
+            Claim::Again(given) => self.give_again(work, given).await,
             Claim::Sign(intended) => {
                 let work = Work { object: serial.to_string(), ..work };
                 self.record_abandoned(&intended.abandoned).await?;
@@ -176,6 +181,20 @@ impl Enrolment {
                 self.settle(&work, serial, result).await
             }
         }
+    }
+
+    /// A crash may have come after the certificate was stored and before its outcome was recorded:
+    /// then it is recorded now, before the certificate goes out.
+    async fn give_again(&self, work: Work, given: Given) -> Result<Vec<u8>, Error> {
+        let Given { serial, der, accounted } = given;
+        if !accounted {
+            let work = Work { object: serial.to_string(), ..work };
+            let hash = hex::encode(key::sha256(&der));
+            let detail = format!("certificate sha256 {hash}");
+            self.trail.record(&work.outcome("given again", detail)).await?;
+            self.store.set_accounted(serial).await?;
+        }
+        Ok(der)
     }
 
     /// Abandons every intent that has no answer: called at start, before anyone can ask.
@@ -265,6 +284,7 @@ impl Enrolment {
                 let hash = hex::encode(key::sha256(&der));
                 self.trail.record(&work.effect(format!("certificate sha256 {hash}"))).await?;
                 self.trail.record(&work.outcome("done", "")).await?;
+                self.store.set_accounted(serial).await?;
                 Ok(der)
             }
             Err(error) if nothing_was_signed(&error) => {
@@ -284,7 +304,9 @@ impl Enrolment {
 /// Whether an error is sure to have come before any signature.
 fn nothing_was_signed(error: &Error) -> bool {
     match error {
-        Error::Signer(protocol::Error::Lost) | Error::Lint(_) => false,
+        Error::Signer(protocol::Error::Lost | protocol::Error::Withheld(_)) | Error::Lint(_) => {
+            false
+        }
         Error::Signer(
             protocol::Error::Unreachable(..)
             | protocol::Error::Foreign(_)
@@ -351,6 +373,59 @@ const CLOCK_SLACK: Duration = Duration::minutes(1);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Ca, office, rules};
+    use audit_log::Event;
+    use std::path::Path;
+
+    fn outcomes(dir: &Path, serial: Serial) -> Vec<String> {
+        let records = audit_log::read(dir).map(|entry| entry.unwrap().event);
+        let of_serial = records.filter_map(|event| match event {
+            Event::Outcome { object, result, .. } if object == serial.to_string() => Some(result),
+            Event::Decision { .. }
+            | Event::Completion { .. }
+            | Event::HandshakeFailed { .. }
+            | Event::Intent { .. }
+            | Event::Effect { .. }
+            | Event::Outcome { .. }
+            | Event::ServiceStarted { .. }
+            | Event::ServiceStopped => None,
+        });
+        of_serial.collect()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_stored_before_a_crash_gets_its_outcome_when_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = dir.path().join("audit");
+        let store = Store::open(&dir.path().join("ra.sqlite"), &audit).await.unwrap();
+        let data = serde_json::json!({"number": "1370000001", "name": "A",
+            "service_types": ["43"], "medical": false});
+        store.add_office(serde_json::from_value(data).unwrap(), 0).await.unwrap();
+        let enrolment = Arc::new(Enrolment::new(
+            store.clone(),
+            SignerClient::new(&dir.path().join("none.sock")),
+            Trail::open(&audit, "ra").unwrap(),
+            rules(true),
+            Authority::from_certificate(&Ca::new().issuing).unwrap(),
+            TaskTracker::new(),
+        ));
+        let code = enrolment.issue_code(&office(), Profile::OfficeBrowser, None, 1).await.unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let csr = rcgen::CertificateParams::default().serialize_request(&key).unwrap();
+        let csr = csr.der().to_vec();
+        let (public, serial) =
+            (PublicKey::from_request(&csr).unwrap(), key::random_serial().unwrap());
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let claimant = Claimant { code_id: &code.id, key: &public, serial, now };
+        store.claim(&claimant).await.unwrap();
+        store.settle_issued(serial, b"der", (now, now + 9), now).await.unwrap();
+        for _ in 0..2 {
+            let asked =
+                Arc::clone(&enrolment).enrol(code.id.clone(), code.secret.clone(), csr.clone());
+            assert_eq!(asked.await.unwrap(), b"der");
+        }
+        assert_eq!(outcomes(&audit, serial), ["given again"], "once");
+    }
 
     #[test]
     fn secrets_have_120_bits_in_readable_groups_and_survive_typing() {

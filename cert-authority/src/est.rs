@@ -5,7 +5,8 @@
 //! The Content-Transfer-Encoding header of requests means nothing (RFC 8951 §3.1).
 //!
 //! This file alone turns errors into what strangers see: a short line in Japanese and English. The
-//! log gets the chain.
+//! log gets the chain at debug level, and one warning a minute with the count: strangers must not
+//! be able to fill the disk.
 //!
 //! `simplereenroll` by mTLS, `csrattrs` (RFC 9908) and the enrolment web page belong here.
 
@@ -29,6 +30,7 @@ use crate::key::wrap_64;
 use crate::protocol;
 use crate::request;
 use crate::serve::chain;
+use crate::slots::Tally;
 use crate::store;
 
 /// What the public routes work with.
@@ -36,11 +38,13 @@ use crate::store;
 pub struct Est {
     enrolment: Arc<Enrolment>,
     ca_chain: Arc<[CertificateDer<'static>]>,
+    refused: Arc<Tally>,
 }
 
 /// The public routes.
 pub fn router(enrolment: Arc<Enrolment>, ca_chain: &[CertificateDer<'static>]) -> Router {
-    let state = Est { enrolment, ca_chain: ca_chain.into() };
+    let refused = Tally::each_minute("enrolments refused");
+    let state = Est { enrolment, ca_chain: ca_chain.into(), refused };
     Router::new()
         .route("/.well-known/est/cacerts", get(cacerts))
         .route("/.well-known/est/simpleenroll", post(simpleenroll))
@@ -67,11 +71,9 @@ async fn simpleenroll(State(est): State<Est>, headers: HeaderMap, body: Bytes) -
         }
         Err(error) => {
             let refused = Refusal::of(&error);
-            tracing::warn!(
-                status = refused.status.as_u16(),
-                error = chain(&error),
-                "enrolment refused"
-            );
+            let (status, error) = (refused.status, chain(&error));
+            tracing::debug!(status = status.as_u16(), error, "enrolment refused");
+            est.refused.add(status.is_server_error().then_some(error));
             refusal(&refused)
         }
     }
@@ -149,6 +151,8 @@ impl Refusal {
             store::Error::Database(_)
             | store::Error::Migrate(_)
             | store::Error::File(_)
+            | store::Error::AuditFolder(_)
+            | store::Error::Gone { .. }
             | store::Error::Corrupt(_)
             | store::Error::OfficeDiffers(_)
             | store::Error::UnknownSerial(_) => (StatusCode::SERVICE_UNAVAILABLE, BUSY_JA),

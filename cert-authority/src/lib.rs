@@ -41,6 +41,7 @@ pub mod est;
 pub mod feed;
 pub mod admin;
 pub mod serve;
+pub mod slots;
 pub mod ra;
 
 #[cfg(test)]

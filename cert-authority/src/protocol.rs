@@ -2,7 +2,8 @@
 //! whose other end must run under the same user.
 //!
 //! The RA sends a profile, an identity, a public key and the serial number it has recorded; never a
-//! request as it came from outside. The signer answers with a certificate or a refusal.
+//! request as it came from outside. The signer answers with a certificate, a refusal, or
+//! the word that it signed and keeps the certificate back.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -63,6 +64,11 @@ pub enum SignResponse {
         /// Why not.
         error: Refusal,
     },
+    /// The serial number was signed, but the certificate is kept back: it must be revoked.
+    Withheld {
+        /// Why.
+        withheld: Refusal,
+    },
 }
 
 /// Why the signer did not sign.
@@ -86,6 +92,9 @@ pub enum Error {
     /// The signer said no: nothing was signed.
     #[error("the signer refused ({}): {}", .0.code, .0.message)]
     Refused(Refusal),
+    /// Something was signed and kept back.
+    #[error("the signer signed but kept the certificate back ({}): {}", .0.code, .0.message)]
+    Withheld(Refusal),
     /// The request went out and no answer came: something may have been signed.
     #[error("the signer did not answer")]
     Lost,
@@ -106,7 +115,7 @@ impl SignerClient {
     /// Sends one request; returns the certificate's DER, not yet checked.
     ///
     /// # Errors
-    /// Every [`Error`]. After [`Error::Lost`] the serial number must count as signed.
+    /// Every [`Error`]. After [`Error::Lost`] and [`Error::Withheld`] the serial number must count as signed.
     pub async fn sign(&self, request: &SignRequest) -> Result<Vec<u8>, Error> {
         let unreachable = |source| Error::Unreachable(self.socket.clone(), source);
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
@@ -120,6 +129,7 @@ impl SignerClient {
                 key::certificate_from_pem(&certificate_pem).ok_or(Error::Lost)
             }
             SignResponse::Refused { error } => Err(Error::Refused(error)),
+            SignResponse::Withheld { withheld } => Err(Error::Withheld(withheld)),
         }
     }
 }

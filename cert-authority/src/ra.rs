@@ -1,7 +1,7 @@
 //! The registration authority as a program: opens everything, then listens, then says it is ready.
 //!
 //! Three listeners: TLS 1.3 for offices, and two unix sockets for the operator and the gateways.
-//! Order at start: audit log, database, intents that a crash left are abandoned, sockets, ready
+//! Order at start: database, audit log, intents that a crash left are abandoned, sockets, ready
 //! file.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::est;
 use crate::feed::{Gateways, Publisher};
 use crate::protocol::SignerClient;
 use crate::serve::{self, Presence};
+use crate::slots::{Slots, Tally};
 use crate::store::{self, Store};
 
 /// Why the RA can not run.
@@ -70,14 +71,16 @@ pub fn tls_config(config: &RaConfig) -> Result<Arc<ServerConfig>, Error> {
 /// Every [`Error`]; nothing is left listening.
 pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error> {
     let tls = TlsAcceptor::from(tls_config(&config)?);
+    let store = Store::open(&config.database, &config.audit_dir).await?;
     let trail = Trail::open(&config.audit_dir, "ra")?;
-    let store = Store::open(&config.database).await?;
+    let tasks = TaskTracker::new();
     let enrolment = Arc::new(Enrolment::new(
         store.clone(),
         SignerClient::new(&config.signer_socket),
         trail.clone(),
         config.rules,
         config.authority,
+        tasks.clone(),
     ));
     trail.begin().await?;
     enrolment.recover().await?;
@@ -106,6 +109,7 @@ pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error>
         gateways,
         trail: trail.clone(),
         wait: config.wait,
+        tasks: tasks.clone(),
     };
     let admin_limit = config.wait + ADMIN_TIME_MAX;
     tokio::join!(
@@ -113,6 +117,9 @@ pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error>
         serve_admin(admin_listener, admin::router(Arc::new(admin)), admin_limit, stop.clone()),
         publisher.serve(feed_listener, stop.clone()),
     );
+    // What has begun is finished, also for clients that are gone.
+    tasks.close();
+    tasks.wait().await;
     store.close().await;
     trail.close().await;
     Ok(())
@@ -125,7 +132,8 @@ async fn serve_public(
     stop: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
-    let limit = Arc::new(Semaphore::new(CLIENTS_MAX));
+    let slots = Slots::new(CLIENTS_MAX, CLIENTS_OF_ONE_ADDRESS_MAX);
+    let refused = Tally::each_minute("connections refused or failed before their first request");
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -135,23 +143,38 @@ async fn serve_public(
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&limit).try_acquire_owned() else {
-            tracing::warn!(%peer, "connection refused: too many");
+        let Some(slot) = slots.take(peer.ip()) else {
+            tracing::debug!(%peer, "connection refused: too many");
+            refused.add(None);
             continue;
         };
         let _ = stream.set_nodelay(true);
         let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
+        let refused = Arc::clone(&refused);
         tasks.spawn(async move {
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                Ok(Ok(stream)) => serve::http(stream, router, stop, CONNECTION_TIME_MAX).await,
-                Ok(Err(error)) => tracing::info!(%peer, %error, "handshake failed"),
-                Err(_) => tracing::info!(%peer, "handshake took too long"),
+            match handshake(stream, &tls).await {
+                Ok(stream) => serve::http(stream, router, stop, CONNECTION_TIME_MAX).await,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "handshake failed");
+                    refused.add(None);
+                }
             }
-            drop(permit);
+            drop(slot);
         });
     }
     tasks.close();
     tasks.wait().await;
+}
+
+/// Waits for a first byte, then makes the handshake: who sends nothing costs little, and not long.
+async fn handshake(
+    stream: TcpStream,
+    tls: &TlsAcceptor,
+) -> std::io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    if tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut [0])).await?? == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await?
 }
 
 async fn serve_admin(
@@ -187,7 +210,9 @@ async fn serve_admin(
 }
 
 const CLIENTS_MAX: usize = 256;
+const CLIENTS_OF_ONE_ADDRESS_MAX: usize = 32;
 const ADMIN_CLIENTS_MAX: usize = 32;
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(2);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
 const ADMIN_TIME_MAX: Duration = Duration::from_secs(30);

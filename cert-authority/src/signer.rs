@@ -67,6 +67,12 @@ pub enum Error {
     /// The audit log can not be written.
     #[error("the audit log cannot be written")]
     Audit(#[from] audit_log::Error),
+    /// The certificate was signed, and then it was not what was prepared.
+    #[error("what was signed differs from what was prepared")]
+    Spoiled(#[source] issuer::Error),
+    /// The certificate was signed, and then the audit log could not be written.
+    #[error("it was signed, and then the audit log could not be written")]
+    Unaccounted(#[source] audit_log::Error),
 }
 
 impl Error {
@@ -80,6 +86,21 @@ impl Error {
             Self::SerialForm(_) | Self::SerialUsed(_) => "serial",
             Self::Issue(_) => "issue",
             Self::Ledger(_) | Self::Audit(_) => "unavailable",
+            Self::Spoiled(_) => "spoiled",
+            Self::Unaccounted(_) => "unaccounted",
+        }
+    }
+
+    const fn is_after_signature(&self) -> bool {
+        matches!(self, Self::Spoiled(_) | Self::Unaccounted(_))
+    }
+
+    fn into_response(self) -> SignResponse {
+        let refusal = Refusal { code: self.code().to_owned(), message: serve::chain(&self) };
+        if self.is_after_signature() {
+            SignResponse::Withheld { withheld: refusal }
+        } else {
+            SignResponse::Refused { error: refusal }
         }
     }
 }
@@ -121,8 +142,7 @@ impl Signer {
             Ok(der) => SignResponse::Signed { certificate_pem: key::certificate_to_pem(&der) },
             Err(error) => {
                 tracing::warn!(code = error.code(), %error, "certificate refused");
-                let message = serve::chain(&error);
-                SignResponse::Refused { error: Refusal { code: error.code().to_owned(), message } }
+                error.into_response()
             }
         }
     }
@@ -140,13 +160,26 @@ impl Signer {
             action: "certificate.sign",
             object: request.serial.to_string(),
         };
-        let result = self.sign(&request, &work, now);
-        let end = match &result {
-            Ok(_) => work.outcome("done", ""),
-            Err(error) => work.outcome(error.code(), error.to_string()),
-        };
-        self.trail.record_blocking(&end)?;
-        result
+        match self.sign(&request, &work, now) {
+            Ok(der) => self.account(&work, &der).map(|()| der),
+            Err(error) => {
+                let end = work.outcome(error.code(), error.to_string());
+                match self.trail.record_blocking(&end) {
+                    Err(audit) if !error.is_after_signature() => Err(audit.into()),
+                    Ok(()) | Err(_) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Records what was signed; until then it does not go out.
+    fn account(&self, work: &Work, der: &[u8]) -> Result<(), Error> {
+        let hash = hex::encode(key::sha256(der));
+        let effect = work.effect(format!("certificate sha256 {hash}"));
+        for record in [effect, work.outcome("done", "")] {
+            self.trail.record_blocking(&record).map_err(Error::Unaccounted)?;
+        }
+        Ok(())
     }
 
     fn sign(
@@ -168,10 +201,7 @@ impl Signer {
         let key_name = hex::encode(key.sha256());
         let about = format!("{} {identity} key {key_name}", profile.as_str());
         self.trail.record_blocking(&work.intent(about))?;
-        let der = self.issuer.issue(prepared, &key)?;
-        let hash = hex::encode(key::sha256(&der));
-        self.trail.record_blocking(&work.effect(format!("certificate sha256 {hash}")))?;
-        Ok(der)
+        self.issuer.issue(prepared, &key).map_err(Error::Spoiled)
     }
 }
 

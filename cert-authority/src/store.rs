@@ -11,8 +11,9 @@
 //! PostgreSQL by URL, and the rows for CRL shards, belong here.
 
 use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use policies::feed::{Fact, GENESIS_HEAD, next_head};
@@ -27,7 +28,9 @@ mod offices;
 mod codes;
 mod certificates;
 
-pub use certificates::{Certificate, Claim, Claimant, Counts, Intended, Reason, Revocation, State};
+pub use certificates::{
+    Certificate, Claim, Claimant, Counts, Given, Intended, Reason, Revocation, State,
+};
 pub use codes::{Code, NewCode};
 pub use offices::{Office, OfficeData};
 
@@ -42,7 +45,21 @@ pub enum Error {
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// The file can not be made.
     #[error("the database file cannot be made: check its folder")]
-    File(#[source] std::io::Error),
+    File(#[source] io::Error),
+    /// Whether there are audit records can not be seen.
+    #[error("the audit folder cannot be read: check its owner and mode")]
+    AuditFolder(#[source] io::Error),
+    /// The file is gone or empty, and the audit log tells of work that was in it.
+    #[error(
+        "`{}` is {state}, and there are audit records of it: restore it from the backup",
+        path.display()
+    )]
+    Gone {
+        /// The database file.
+        path: PathBuf,
+        /// `missing` or `empty`.
+        state: &'static str,
+    },
     /// A row does not hold what it should.
     #[error("the database holds an unreadable {0}")]
     Corrupt(&'static str),
@@ -110,11 +127,14 @@ pub struct Change {
 }
 
 impl Store {
-    /// Opens the database, makes it if it is not there, and brings it to this version.
+    /// Opens the database and brings it to this version. Makes it if it is not there and nothing
+    /// was ever recorded in `audit_dir`: an empty database in place of a lost one would take every
+    /// revocation back. So it is opened before the audit log.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Database`], [`Error::Migrate`].
-    pub async fn open(path: &Path) -> Result<Self, Error> {
+    /// [`Error::Gone`], [`Error::File`], [`Error::Database`], [`Error::Migrate`].
+    pub async fn open(path: &Path, audit_dir: &Path) -> Result<Self, Error> {
+        check_not_lost(path, audit_dir)?;
         OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(Error::File)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -258,6 +278,27 @@ async fn position(connection: &mut SqliteConnection) -> Result<Position, Error> 
         Some(row) => Position { seq: row.get::<i64, _>(0) as u64, head: row.get(1) },
         None => Position { seq: 0, head: GENESIS_HEAD.to_owned() },
     })
+}
+
+fn check_not_lost(path: &Path, audit_dir: &Path) -> Result<(), Error> {
+    let state = match std::fs::metadata(path) {
+        Ok(file) if file.len() > 0 => return Ok(()),
+        Ok(_) => "empty",
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "missing",
+        Err(error) => return Err(Error::File(error)),
+    };
+    let entries = match std::fs::read_dir(audit_dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::AuditFolder(error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(Error::AuditFolder)?.file_name();
+        if Path::new(&name).extension().is_some_and(|end| end == "jsonl") {
+            return Err(Error::Gone { path: path.to_owned(), state });
+        }
+    }
+    Ok(())
 }
 
 fn fact_of(json: &str) -> Result<Fact, Error> {

@@ -41,7 +41,8 @@ async fn a_gateway_that_can_hold_no_lease_is_not_waited_for() {
 #[tokio::test]
 async fn a_subscriber_follows_the_store_line_by_line() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("ra.sqlite")).await.unwrap();
+    let store =
+        Store::open(&dir.path().join("ra.sqlite"), &dir.path().join("audit")).await.unwrap();
     let signer = Signer::from_pkcs8(Source::Ca, &Signer::generate_pkcs8().unwrap()).unwrap();
     let mut subscriber = Subscriber::new(Source::Ca, &signer.public_key()).unwrap();
     let gateways = Arc::new(Gateways::new(&ids(), Duration::from_secs(60)));

@@ -37,6 +37,7 @@ fn code(answer: &SignResponse) -> &str {
     match answer {
         SignResponse::Signed { .. } => "signed",
         SignResponse::Refused { error } => &error.code,
+        SignResponse::Withheld { withheld } => &withheld.code,
     }
 }
 
@@ -111,6 +112,30 @@ fn each_wrong_request_is_refused_for_its_own_reason() {
         assert_eq!(code(&bench.signer.answer(&request.to_string())), expected, "{name}");
     }
     assert_eq!(code(&bench.signer.answer(&good.to_string())), "signed");
+}
+
+#[test]
+fn an_audit_failure_after_the_signature_does_not_say_that_nothing_was_signed() {
+    let bench = bench(false, 600);
+    let line = request("office-browser", &office(), &KeyPair::generate().unwrap()).to_string();
+    let request: SignRequest = serde_json::from_str(&line).unwrap();
+    let work = Work {
+        request_id: None,
+        actor: "ra".into(),
+        action: "certificate.sign",
+        object: request.serial.to_string(),
+    };
+    let der = bench.signer.sign(&request, &work, OffsetDateTime::now_utc()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(bench.signer.trail.clone().close());
+    let late = bench.signer.account(&work, &der).unwrap_err().into_response();
+    assert!(matches!(late, SignResponse::Withheld { .. }), "{late:?}");
+    assert_eq!(code(&late), "unaccounted");
+    let mut before: Value = serde_json::from_str(&line).unwrap();
+    before["serial"] = json!(key::random_serial().unwrap());
+    let before = bench.signer.answer(&before.to_string());
+    assert!(matches!(before, SignResponse::Refused { .. }), "{before:?}");
+    assert_eq!(code(&before), "unavailable");
 }
 
 #[test]

@@ -79,10 +79,21 @@ pub struct Claimant<'a> {
 /// What a claim leads to.
 #[derive(Debug)]
 pub enum Claim {
-    /// The same key has its certificate already: this one, DER.
-    Again(Vec<u8>),
+    /// The same key has its certificate already: this one.
+    Again(Given),
     /// A certificate is to be signed.
     Sign(Box<Intended>),
+}
+
+/// A certificate that was stored before.
+#[derive(Debug)]
+pub struct Given {
+    /// Its serial number.
+    pub serial: Serial,
+    /// The certificate, DER.
+    pub der: Vec<u8>,
+    /// Whether the audit log holds the outcome.
+    pub accounted: bool,
 }
 
 /// A stored intent.
@@ -158,8 +169,8 @@ impl Store {
         if code.spki_sha256.as_ref().is_some_and(|used| *used != key) {
             return Err(Error::CodeUsed);
         }
-        if let Some(der) = issued_before(write.connection(), &code.id, &key).await? {
-            return Ok(Claim::Again(der));
+        if let Some(given) = issued_before(write.connection(), &code.id, &key).await? {
+            return Ok(Claim::Again(given));
         }
         if claimant.now > code.expires_at {
             return Err(Error::CodeExpired);
@@ -201,6 +212,19 @@ impl Store {
         if done.rows_affected() != 1 {
             return Err(Error::UnknownSerial(serial));
         }
+        write.commit().await
+    }
+
+    /// Records that the audit log holds the outcome of an issued certificate.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn set_accounted(&self, serial: Serial) -> Result<(), Error> {
+        let mut write = self.begin().await?;
+        sqlx::query("UPDATE issuance SET accounted = 1 WHERE serial = ?")
+            .bind(serial.as_str())
+            .execute(write.connection())
+            .await?;
         write.commit().await
     }
 
@@ -296,30 +320,27 @@ impl Store {
         Certificate::of(&row.ok_or(Error::UnknownSerial(serial))?)
     }
 
-    /// Revokes a certificate and publishes it. A second time changes nothing and returns the first.
+    /// Revokes a serial number and publishes it, also one that this RA did not issue: a stolen
+    /// signer socket signs what is recorded nowhere here. Says whether it is known. A second time
+    /// changes nothing and returns the first.
     ///
     /// # Errors
-    /// [`Error::UnknownSerial`], [`Error::Database`].
+    /// [`Error::Database`].
     pub async fn revoke(
         &self,
         serial: Serial,
         reason: Reason,
         now: i64,
-    ) -> Result<Revocation, Error> {
+    ) -> Result<(Revocation, bool), Error> {
         let mut write = self.begin().await?;
-        let known = sqlx::query("SELECT 1 FROM issuance WHERE serial = ? AND state = 'issued'")
+        let known = sqlx::query("SELECT 1 FROM issuance WHERE serial = ? AND state <> 'refused'")
             .bind(serial.as_str())
             .fetch_optional(write.connection())
-            .await?;
-        if let Some(earlier) = revocation(write.connection(), serial).await? {
-            return Ok(earlier);
-        }
-        if known.is_none() {
-            return Err(Error::UnknownSerial(serial));
-        }
+            .await?
+            .is_some();
         let revocation = revoke(&mut write, serial, reason, now).await?;
         write.commit().await?;
-        Ok(revocation)
+        Ok((revocation, known))
     }
 
     /// How much there is.
@@ -365,9 +386,9 @@ async fn issued_before(
     connection: &mut SqliteConnection,
     code_id: &str,
     key: &[u8],
-) -> Result<Option<Vec<u8>>, Error> {
+) -> Result<Option<Given>, Error> {
     let row = sqlx::query(
-        "SELECT certificate, r.serial IS NOT NULL FROM issuance i
+        "SELECT certificate, r.serial IS NOT NULL, i.serial, accounted FROM issuance i
          LEFT JOIN revocation r USING (serial)
          WHERE code_id = ? AND spki_sha256 = ? AND state = 'issued'",
     )
@@ -377,7 +398,11 @@ async fn issued_before(
     .await?;
     match row {
         Some(row) if row.get::<bool, _>(1) => Err(Error::Revoked),
-        Some(row) => Ok(row.get(0)),
+        Some(row) => Ok(Some(Given {
+            serial: row.get::<&str, _>(2).parse().map_err(|_| Error::Corrupt("serial"))?,
+            der: row.get(0),
+            accounted: row.get(3),
+        })),
         None => Ok(None),
     }
 }
@@ -455,6 +480,9 @@ async fn revoke(
     reason: Reason,
     now: i64,
 ) -> Result<Revocation, Error> {
+    if let Some(earlier) = revocation(write.connection(), serial).await? {
+        return Ok(earlier);
+    }
     let seq = write.publish(&Fact::Revoked { serial, at: now.max(0) as u64 }).await?;
     sqlx::query("INSERT INTO revocation (serial, reason, at, seq) VALUES (?, ?, ?, ?)")
         .bind(serial.as_str())

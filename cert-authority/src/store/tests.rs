@@ -15,7 +15,8 @@ struct Bench {
 
 async fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("ra.sqlite")).await.unwrap();
+    let store =
+        Store::open(&dir.path().join("ra.sqlite"), &dir.path().join("audit")).await.unwrap();
     Bench { _dir: dir, store }
 }
 
@@ -120,7 +121,10 @@ async fn a_code_gives_one_certificate_to_one_key() {
 
     store.settle_issued(serial, b"der", (NOW, NOW + 9), NOW).await.unwrap();
     let given = claim(store, "A", &key, NOW + 1000).await;
-    assert!(matches!(given, Ok(Claim::Again(der)) if der == b"der"), "after expiry as well");
+    assert!(
+        matches!(given, Ok(Claim::Again(given)) if given.der == b"der"),
+        "after expiry as well"
+    );
     add_code(store, "B").await;
     assert!(matches!(claim(store, "B", &key, NOW).await, Err(Error::KeyReused)));
     store.revoke(serial, Reason::KeyCompromise, NOW).await.unwrap();
@@ -156,17 +160,61 @@ async fn revoking_twice_gives_the_same_answer() {
     store.add_office(data("A"), NOW).await.unwrap();
     add_code(store, "A").await;
     let (key, serial) = (public_key(), crate::key::random_serial().unwrap());
-    assert!(matches!(
-        store.revoke(serial, Reason::Superseded, NOW).await,
-        Err(Error::UnknownSerial(_))
-    ));
     store.claim(&Claimant { code_id: "A", key: &key, serial, now: NOW }).await.unwrap();
     store.settle_issued(serial, b"der", (NOW, NOW + 9), NOW).await.unwrap();
     let first = store.revoke(serial, Reason::Superseded, NOW + 1).await.unwrap();
     let second = store.revoke(serial, Reason::KeyCompromise, NOW + 2).await.unwrap();
     assert_eq!(first, second);
+    assert!(first.1, "known");
     let counts = store.counts().await.unwrap();
     assert_eq!((counts.offices, counts.certificates, counts.revoked), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_serial_that_is_not_ours_is_revoked_and_published() {
+    let Bench { store, .. } = &bench().await;
+    let serial = crate::key::random_serial().unwrap();
+    let (first, known) = store.revoke(serial, Reason::KeyCompromise, NOW).await.unwrap();
+    assert!(!known);
+    let (_, facts) = store.snapshot().await.unwrap();
+    assert!(matches!(facts.as_slice(), [Fact::Revoked { serial: found, .. }] if *found == serial));
+    assert_eq!(store.revoke(serial, Reason::Superseded, NOW + 1).await.unwrap(), (first, false));
+    assert_eq!(store.counts().await.unwrap().revoked, 1);
+}
+
+#[tokio::test]
+async fn a_serial_can_be_revoked_before_its_answer_and_be_abandoned_after() {
+    let Bench { store, .. } = &bench().await;
+    store.add_office(data("A"), NOW).await.unwrap();
+    add_code(store, "A").await;
+    let (key, serial) = (public_key(), crate::key::random_serial().unwrap());
+    store.claim(&Claimant { code_id: "A", key: &key, serial, now: NOW }).await.unwrap();
+    let (first, known) = store.revoke(serial, Reason::KeyCompromise, NOW).await.unwrap();
+    assert!(known, "it may be issued");
+    store.abandon_serial(serial, "lost", NOW + 1).await.unwrap();
+    assert_eq!(store.certificate(serial).await.unwrap().revocation, Some(first));
+}
+
+#[tokio::test]
+async fn a_lost_database_is_not_replaced_by_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, audit) = (dir.path().join("ra.sqlite"), dir.path().join("audit"));
+    std::fs::create_dir(&audit).unwrap();
+    std::fs::write(audit.join("lock"), "").unwrap();
+    Store::open(&path, &audit).await.unwrap().close().await;
+    std::fs::write(audit.join("00000001.jsonl"), "").unwrap();
+    Store::open(&path, &audit).await.unwrap().close().await;
+    std::fs::remove_file(&path).unwrap();
+    let Err(error) = Store::open(&path, &audit).await else { panic!("replaced") };
+    let expected = format!(
+        "`{}` is missing, and there are audit records of it: restore it from the backup",
+        path.display()
+    );
+    assert_eq!(error.to_string(), expected);
+    assert!(!path.exists());
+    std::fs::write(&path, "").unwrap();
+    let Err(error) = Store::open(&path, &audit).await else { panic!("replaced") };
+    assert!(error.to_string().contains("is empty, and there are audit records"));
 }
 
 #[tokio::test]

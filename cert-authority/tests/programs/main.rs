@@ -4,7 +4,8 @@
 
 mod system;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -123,6 +124,8 @@ fn each_bad_enrolment_is_refused_for_its_own_reason() {
     assert_eq!(status, 403);
     assert!(body.contains("suspended"), "{body}");
 
+    assert!(!system.log("ra").contains("enrolment refused"), "no line for each refusal");
+
     let (status, _, _) = system.est("/healthz", &["--tls-max", "1.2"]);
     assert_eq!(status, 0, "TLS 1.2");
     assert_eq!(system.est("/healthz", &[]).0, 200);
@@ -152,12 +155,25 @@ fn the_admin_socket_answers_as_documented() {
     assert_eq!(code("1370000001", "office-api"), (409, "office_suspended".into()));
     system.admin("POST", "/offices/1370000001/resume", Some(r#"{"reason":"a"}"#));
     assert_eq!(code("1370000001", "office-api").0, 201);
-    let (status, body) =
-        system.admin("POST", "/certificates/4001/revoke", Some(r#"{"reason":"superseded"}"#));
-    assert_eq!((status, body["error"]["code"].as_str()), (404, Some("unknown_serial")));
+    let revoke = |serial: &str| {
+        let path = format!("/certificates/{serial}/revoke");
+        system.admin("POST", &path, Some(r#"{"reason":"superseded"}"#))
+    };
+    let (status, body) = revoke("4001");
+    assert_eq!(
+        (status, body["known"].as_bool(), body["seq"].as_i64()),
+        (200, Some(false), Some(4))
+    );
+    let told = audit_log::read(&system.path("audit-ra")).any(|entry| {
+        matches!(entry.unwrap().event, Event::Outcome { object, result, detail, .. }
+            if object == "4001" && result == "done" && detail == "not issued by this RA")
+    });
+    assert!(told, "the audit log says that it is not ours");
+    let (status, body) = revoke("xyz");
+    assert_eq!((status, body["error"]["code"].as_str()), (400, Some("bad_request")));
     let (status, body) = system.admin("GET", "/status", None);
     assert_eq!(status, 200);
-    assert_eq!((body["offices"].as_i64(), body["feed_seq"].as_i64()), (Some(1), Some(3)));
+    assert_eq!((body["offices"].as_i64(), body["feed_seq"].as_i64()), (Some(1), Some(4)));
     assert_eq!(body["gateways"][0]["id"], "gw-1");
     assert_eq!(system.admin("GET", "/nothing", None).0, 404);
 }
@@ -202,6 +218,111 @@ fn a_waiting_revocation_returns_after_the_gateway_acknowledged() {
     subscriber.restart();
     let mut gateway = Gateway { subscriber, ..Gateway::connect(&system) };
     assert_eq!(gateway.until(seq).len(), 2, "office and revocation");
+}
+
+#[test]
+fn a_change_is_finished_when_its_client_goes_away() {
+    let system = System::start();
+    for n in 0..20 {
+        let body = OFFICE.replace("1370000001", &format!("13700001{n:02}"));
+        let mut stream = UnixStream::connect(system.path("ra-admin.sock")).unwrap();
+        let head = format!(
+            "POST /offices HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+    }
+    let count = || {
+        let (mut intents, mut outcomes) = (0, 0);
+        for entry in audit_log::read(&system.path("audit-ra")).filter_map(Result::ok) {
+            let line = serde_json::to_value(&entry.event).unwrap().to_string();
+            if line.contains("office.add") && line.contains("13700001") {
+                intents += usize::from(matches!(entry.event, Event::Intent { .. }));
+                outcomes += usize::from(matches!(entry.event, Event::Outcome { .. }));
+            }
+        }
+        (intents, outcomes)
+    };
+    let started = Instant::now();
+    while count().1 < 20 && started.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (intents, outcomes) = count();
+    assert!(intents > 0, "none began");
+    assert_eq!(intents, outcomes, "each that began has its outcome");
+}
+
+#[test]
+fn a_lost_database_stops_the_ra_at_start() {
+    let mut system = System::start();
+    assert_eq!(system.end_ra(), Some(0));
+    let database = system.path("ra.sqlite");
+    std::fs::rename(&database, system.path("backup.sqlite")).unwrap();
+    let output = run(Command::new(env!("CARGO_BIN_EXE_sekisho-ra"))
+        .args(["--supervised", "--config"])
+        .arg(system.path("ra.toml")));
+    assert_eq!(output.status.code(), Some(1));
+    let lines = text(&output.stderr);
+    let errors: Vec<&str> = lines.lines().filter(|line| line.starts_with("error: ")).collect();
+    let expected = "is missing, and there are audit records of it: restore it from the backup";
+    assert!(
+        matches!(errors.as_slice(), [one] if one.contains("ra.sqlite` is missing")
+        && one.ends_with(expected)),
+        "{lines}"
+    );
+    assert!(!database.exists());
+    std::fs::rename(system.path("backup.sqlite"), &database).unwrap();
+    system.start_ra();
+}
+
+#[test]
+fn one_address_cannot_take_every_slot_and_silence_ends_soon() {
+    let system = System::start();
+    let silent: Vec<TcpStream> =
+        (0..32).map(|_| TcpStream::connect(&system.address).unwrap()).collect();
+    let mut more = TcpStream::connect(&system.address).unwrap();
+    more.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    assert_ended(&mut more, "the 33rd");
+    let started = Instant::now();
+    for mut stream in silent {
+        stream.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+        assert_ended(&mut stream, "one that sends nothing");
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert_eq!(system.est("/healthz", &[]).0, 200, "the slots are free again");
+    assert!(!system.log("ra").contains("handshake failed"), "no line for each connection");
+}
+
+/// The other side closed it: not a timeout.
+fn assert_ended(stream: &mut TcpStream, which: &str) {
+    match stream.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("{which}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_certificate_that_the_signer_keeps_back_is_revoked() {
+    let mut system = System::prepare("");
+    let listener = UnixListener::bind(system.path("signer.sock")).unwrap();
+    let signer = std::thread::spawn(move || {
+        let (mut ra, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&ra).read_line(&mut line).unwrap();
+        ra.write_all(b"{\"withheld\":{\"code\":\"unaccounted\",\"message\":\"a\"}}\n").unwrap();
+        let request: serde_json::Value = serde_json::from_str(&line).unwrap();
+        request["serial"].as_str().unwrap().to_owned()
+    });
+    system.start_ra();
+    system.admin("POST", "/offices", Some(OFFICE));
+    let (status, _, body) = system.enrol(&system.code("front-1"), &system.csr("front-1", P256));
+    assert_eq!(status, 503, "{body}");
+    let (_, record) =
+        system.admin("GET", &format!("/certificates/{}", signer.join().unwrap()), None);
+    assert_eq!(record["state"], "abandoned", "{record}");
+    assert!(record["revocation"]["seq"].is_u64(), "{record}");
 }
 
 #[test]
