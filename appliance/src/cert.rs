@@ -19,11 +19,13 @@ pub(crate) enum Command {
     /// Show one certificate
     Show {
         /// Its serial number, hex
+        #[arg(value_parser = serial)]
         serial: Serial,
     },
     /// Revoke one certificate
     Revoke {
         /// Its serial number, hex
+        #[arg(value_parser = serial)]
         serial: Serial,
         /// Why (RFC 5280 §5.3.1)
         #[arg(long)]
@@ -80,10 +82,27 @@ pub(crate) async fn run(command: &Command, context: &Context) -> anyhow::Result<
         Command::Revoke { serial, reason, wait } => {
             let body = json!({"reason": reason.as_str(), "wait": wait});
             let answer = ra.post(&format!("/certificates/{serial}/revoke"), &body).await?;
-            output::data(context.json, &answer, || format!("revoked {serial}"));
+            output::data(context.json, &answer, || revoked(*serial, &answer));
             Ok(!wait || output::is_acknowledged(&answer))
         }
     }
+}
+
+/// A serial number as it was typed; an error shows it as it was typed, too.
+fn serial(text: &str) -> Result<Serial, String> {
+    text.parse().map_err(|_| {
+        let shown: String = text.chars().take(80).collect();
+        format!(
+            "`{shown}` is not a certificate serial: expected 1 to 20 bytes in hex, not all zero"
+        )
+    })
+}
+
+/// What a revocation did, in words.
+fn revoked(serial: Serial, answer: &Value) -> String {
+    let unknown = answer.get("known").and_then(Value::as_bool) == Some(false);
+    let note = if unknown { " (not issued by this RA; revoked all the same)" } else { "" };
+    format!("revoked {serial}{note}")
 }
 
 /// A list, whether it came bare or under one key.
@@ -140,5 +159,29 @@ mod tests {
             assert!(table.contains("01ab    office/9970000015/terminal/a"), "{table}");
         }
         assert!(items(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn a_serial_that_is_none_is_shown_as_typed() {
+        for typed in ["00", "", "xyz", "0:0"] {
+            let error = serial(typed).unwrap_err();
+            assert!(error.starts_with(&format!("`{typed}` is not")), "{error}");
+        }
+        assert!(serial("01:AB").is_ok());
+    }
+
+    #[test]
+    fn revoking_what_the_ra_did_not_issue_is_noted() {
+        let serial = serial("01ab").unwrap();
+        for (answer, expected) in [
+            (
+                json!({"known": false, "seq": 3}),
+                "revoked 01ab (not issued by this RA; revoked all the same)",
+            ),
+            (json!({"known": true}), "revoked 01ab"),
+            (json!({"seq": 3}), "revoked 01ab"),
+        ] {
+            assert_eq!(revoked(serial, &answer), expected);
+        }
     }
 }

@@ -81,10 +81,8 @@ fn programs() -> Vec<Check> {
 fn key_files(layout: &Layout) -> Vec<Check> {
     let folders = [layout.secret(""), layout.ca(""), layout.ca("servers")];
     let mut files: Vec<PathBuf> = folders.iter().flat_map(|folder| listed(folder)).collect();
-    files.retain(|file| {
-        file.extension().is_some_and(|kind| kind == "key" || kind == "pkcs8") && file.is_file()
-    });
-    let loose: Vec<Check> = files.iter().filter_map(|file| too_open(file)).collect();
+    files.retain(|file| file.extension().is_some_and(|kind| kind == "key" || kind == "pkcs8"));
+    let loose: Vec<Check> = files.iter().filter_map(|file| wrong_key_file(file)).collect();
     if loose.is_empty() {
         vec![Check::good(
             "key files",
@@ -100,9 +98,15 @@ fn listed(folder: &Path) -> Vec<PathBuf> {
     entries.filter_map(Result::ok).map(|entry| entry.path()).collect()
 }
 
-fn too_open(file: &Path) -> Option<Check> {
-    let mode = std::fs::metadata(file).ok()?.permissions().mode() & 0o777;
+/// What is wrong with a key file, if anything.
+fn wrong_key_file(file: &Path) -> Option<Check> {
+    let found = std::fs::metadata(file).ok()?;
+    let mode = found.permissions().mode() & 0o777;
     let path = output::shell_quoted(&file.display().to_string());
+    if !found.is_file() {
+        let text = format!("{path} is not a file: restore the key from the backup");
+        return Some(Check::bad("key files", text));
+    }
     (mode & 0o077 != 0).then(|| {
         Check::bad("key files", format!("mode {mode:03o} on {path}: run `chmod 600 {path}`"))
     })
@@ -332,6 +336,10 @@ mod tests {
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o640)).unwrap();
         let checks = key_files(&layout);
         assert!(!checks[0].good && checks[0].text.contains("chmod 600"), "{checks:?}");
+        std::fs::remove_file(&key).unwrap();
+        std::fs::create_dir(&key).unwrap();
+        let checks = key_files(&layout);
+        assert!(!checks[0].good && checks[0].text.contains("is not a file"), "{checks:?}");
     }
 
     #[test]

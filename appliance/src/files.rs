@@ -1,27 +1,84 @@
 //! Files of the data folder: folders 0700, files 0600, and writes that are whole or not at all.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use rustix::fs::{Mode, OFlags};
 
 use crate::exit::usage;
+use crate::output::shell_quoted;
 
-/// Makes a folder with mode 0700 unless it exists.
+/// Makes a folder with mode 0700; one that exists must be a folder of our own, not a link.
 ///
 /// # Errors
-/// When it cannot be made, or something else has its name.
+/// When it cannot be made; a usage error when something else has its name, or it belongs to
+/// another user.
 pub(crate) fn private_folder(path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
+    // Without a closing slash, behind which a link would be followed.
+    let path: PathBuf = path.components().collect();
+    match fs::symlink_metadata(&path) {
+        Ok(found) => is_own_folder(&path, &found),
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("folder `{}` cannot be made", path.display())),
+        Err(error) => Err(error).with_context(|| format!("folder `{}`", path.display())),
+    }
+}
+
+/// As [`private_folder`], for a data folder: its name may be a link to where it lies.
+///
+/// # Errors
+/// As [`private_folder`].
+pub(crate) fn data_root(path: &Path) -> anyhow::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) => is_own_folder(path, &found),
+        Err(_) => private_folder(path),
+    }
+}
+
+/// Refuses a folder that others may enter.
+///
+/// # Errors
+/// A usage error with the command that mends it.
+pub(crate) fn refuse_open_folder(path: &Path) -> anyhow::Result<()> {
+    let found = fs::metadata(path).with_context(|| format!("folder `{}`", path.display()))?;
+    let mode = found.mode() & 0o777;
+    if mode & 0o077 == 0 {
         return Ok(());
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("folder `{}` cannot be made", path.display()))
+    let path: PathBuf = path.components().collect();
+    let quoted = shell_quoted(&path.display().to_string());
+    Err(usage(format!(
+        "folder `{}` is open to others (mode {mode:03o}): run `chmod 700 {quoted}`",
+        path.display()
+    )))
+}
+
+fn is_own_folder(path: &Path, found: &fs::Metadata) -> anyhow::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    let quoted = shell_quoted(&path.display().to_string());
+    let path = path.display();
+    if found.is_symlink() {
+        return Err(usage(format!(
+            "folder `{path}` is a symbolic link: put a folder in its place"
+        )));
+    }
+    if !found.is_dir() {
+        return Err(usage(format!("`{path}` is not a folder: move it away")));
+    }
+    if found.uid() != own {
+        return Err(usage(format!(
+            "folder `{path}` belongs to user {}, and this is user {own}: run as that user, or run \
+             `chown -R {own} {quoted}`",
+            found.uid()
+        )));
+    }
+    Ok(())
 }
 
 /// Writes a file with mode 0600, by a temporary file and a rename, so that a reader sees the old
@@ -55,16 +112,37 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
 /// Reads a file of at most [`TEXT_BYTES_MAX`].
 ///
 /// # Errors
-/// When it is missing, too large or unreadable.
+/// When it is missing, too large, unreadable or no regular file.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    read_at_most(path, TEXT_BYTES_MAX)
+}
+
+fn read_at_most(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     let unreadable = || format!("file `{}` cannot be read", path.display());
-    let length = fs::metadata(path).with_context(unreadable)?.len();
+    // Without NONBLOCK the opening of a FIFO waits for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(std::io::Error::from);
+    let file = fs::File::from(opened.with_context(unreadable)?);
+    let found = file.metadata().with_context(unreadable)?;
+    anyhow::ensure!(found.is_file(), "file `{}` is not a regular file", path.display());
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).with_context(unreadable)?;
     anyhow::ensure!(
-        length <= TEXT_BYTES_MAX,
-        "file `{}` has {length} bytes: at most {TEXT_BYTES_MAX} are read",
+        bytes.len() as u64 <= limit,
+        "file `{}` has more than {limit} bytes: at most {limit} are read",
         path.display()
     );
-    fs::read(path).with_context(unreadable)
+    Ok(bytes)
+}
+
+/// Reads a configuration file: that it cannot be read is a bad configuration.
+///
+/// # Errors
+/// As [`read_text`], as a usage error.
+pub(crate) fn read_config(path: &Path) -> anyhow::Result<String> {
+    read_text(path).map_err(|error| {
+        usage(format!("config {error:#}: make it readable to you, or restore it from the backup"))
+    })
 }
 
 /// Reads a file that was named on the command line: that it cannot be read is bad usage.
@@ -81,6 +159,7 @@ pub(crate) const TEXT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::exit_code;
     use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
@@ -96,5 +175,58 @@ mod tests {
         assert_eq!((mode(&inner), mode(&file)), (0o700, 0o600));
         assert_eq!(read_text(&file).unwrap(), "two");
         assert_eq!(fs::read_dir(&inner).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn only_own_closed_folders_are_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().join("real");
+        private_folder(&real).unwrap();
+        refuse_open_folder(&real).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        data_root(&link).unwrap();
+        for linked in [link.clone(), link.join("")] {
+            let error = private_folder(&linked).unwrap_err();
+            assert!(error.to_string().contains("is a symbolic link"), "{error}");
+            assert_eq!(exit_code(&error), 64);
+        }
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o750)).unwrap();
+        let error = refuse_open_folder(&real).unwrap_err();
+        assert!(error.to_string().contains("chmod 700"), "{error}");
+        assert_eq!(exit_code(&error), 64);
+        let file = folder.path().join("file");
+        write_private(&file, b"").unwrap();
+        assert!(private_folder(&file).unwrap_err().to_string().contains("is not a folder"));
+        // Whoever runs this, one of the two belongs to somebody else.
+        let foreign = if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&real, Some(12_345), None).unwrap();
+            real
+        } else {
+            PathBuf::from("/usr")
+        };
+        for error in [private_folder(&foreign).unwrap_err(), data_root(&foreign).unwrap_err()] {
+            assert!(error.to_string().contains("chown -R"), "{error}");
+            assert_eq!(exit_code(&error), 64);
+        }
+    }
+
+    #[test]
+    fn only_regular_files_of_a_bounded_length_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        for path in [fifo.as_path(), Path::new("/dev/zero"), folder.path()] {
+            let error = read(path).unwrap_err().to_string();
+            assert!(error.contains("is not a regular file"), "{error}");
+        }
+        let file = folder.path().join("file");
+        write_private(&file, b"12345").unwrap();
+        assert_eq!(read_at_most(&file, 5).unwrap(), b"12345");
+        assert!(read_at_most(&file, 4).unwrap_err().to_string().contains("more than 4 bytes"));
+        let error = read_config(&folder.path().join("none.toml")).unwrap_err();
+        assert!(error.to_string().contains("restore it from the backup"), "{error}");
+        assert_eq!(exit_code(&error), 64);
     }
 }

@@ -157,6 +157,11 @@ impl Layout {
         folders
     }
 
+    /// The folders that nobody else may enter: keys, the certificate authority, sockets.
+    pub(crate) fn closed_folders(&self) -> [PathBuf; 3] {
+        ["secrets", "ca", "run"].map(|name| self.root.join(name))
+    }
+
     /// Refuses a folder in which `sekisho up` never ran.
     ///
     /// # Errors

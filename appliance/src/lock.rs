@@ -3,6 +3,7 @@
 //! The kernel drops the lock with the process, however that ends.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Context as _;
 
@@ -51,6 +52,15 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
+    /// Whether a process has this folder's lock file open, as its supervisor has.
+    pub(crate) fn is_held_by(layout: &Layout, pid: u32) -> bool {
+        let same =
+            |path: &std::path::Path| std::fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+        let lock = same(&layout.run("supervisor.lock"));
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        lock.is_some() && open.filter_map(Result::ok).any(|entry| same(&entry.path()) == lock)
+    }
+
     /// Whether a supervisor runs on this folder.
     pub(crate) fn is_held(layout: &Layout) -> bool {
         layout.run("supervisor.lock").exists() && matches!(Self::take(layout), Ok(None))
@@ -70,7 +80,9 @@ mod tests {
         let lock = Lock::take(&layout).unwrap();
         assert!(lock.is_some() && Lock::is_held(&layout));
         assert!(Lock::take(&layout).unwrap().is_none());
+        let own = std::process::id();
+        assert!(Lock::is_held_by(&layout, own) && !Lock::is_held_by(&layout, 1));
         drop(lock);
-        assert!(!Lock::is_held(&layout));
+        assert!(!Lock::is_held(&layout) && !Lock::is_held_by(&layout, own));
     }
 }

@@ -20,6 +20,7 @@ mod layout;
 mod lock;
 mod settings;
 mod secrets;
+mod lost;
 mod part_config;
 mod process;
 mod part;

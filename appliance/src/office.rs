@@ -174,9 +174,9 @@ async fn import_file(file: &Path, ra: &Admin) -> anyhow::Result<Value> {
             progress(&format!("{}: {problem}", file.display()));
         }
         return Err(usage(format!(
-            "file `{}` has {} problems; nothing was imported: correct the lines above",
+            "file `{}` has {}; nothing was imported: correct the lines above",
             file.display(),
-            checked.problems.len()
+            checked.how_many()
         )));
     }
     for (done, (line, office)) in checked.offices.iter().enumerate() {

@@ -72,7 +72,7 @@ pub(crate) fn render(
 /// When the file has no such key.
 pub(crate) fn change(layout: &Layout, part: Part, key: &str, value: &str) -> anyhow::Result<()> {
     let path = layout.config(part);
-    let text = files::read_text(&path)?;
+    let text = files::read_config(&path)?;
     let changed = set_key(&text, "", key, &quoted(value)).ok_or_else(|| {
         usage(format!("config file `{}` has no key `{key}`: add it", path.display()))
     })?;
@@ -88,7 +88,7 @@ pub(crate) fn change(layout: &Layout, part: Part, key: &str, value: &str) -> any
 /// When the file cannot be read or has no such key.
 pub(crate) fn value(layout: &Layout, part: Part, key: &str) -> anyhow::Result<String> {
     let path = layout.config(part);
-    let text = files::read_text(&path)?;
+    let text = files::read_config(&path)?;
     let named = || format!("config file `{}`", path.display());
     let table: toml::Table = toml::from_str(&text)
         .map_err(|error| usage(error.message().to_owned()))

@@ -3,7 +3,9 @@
 //! The standard input of every part is a pipe held by the supervisor: when the supervisor dies,
 //! however it dies, the parts read its end and leave (`--supervised`).
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -159,6 +161,22 @@ pub(crate) fn signal(pid: Option<u32>, signal: rustix::process::Signal) {
     }
 }
 
+/// The file name of the program that a process runs, also where that file was replaced since;
+/// `None` when there is no such process of ours.
+pub(crate) fn program_of(pid: u32) -> Option<String> {
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let name = program.file_name()?.to_str()?;
+    Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
+}
+
+/// Whether a path stands among the arguments of a process.
+pub(crate) fn has_argument(pid: u32, path: &Path) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let wanted = std::fs::canonicalize(path).ok();
+    let mut given = line.split(|byte| *byte == 0).map(|word| Path::new(OsStr::from_bytes(word)));
+    wanted.is_some() && given.any(|given| std::fs::canonicalize(given).ok() == wanted)
+}
+
 /// A program of the box, beside this one.
 ///
 /// # Errors
@@ -257,6 +275,31 @@ mod tests {
             assert_eq!(last_error_line(log).as_deref(), Some(expected), "{name}");
         }
         assert_eq!(last_error_line(""), None);
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_program_and_arguments() {
+        let folder = tempfile::tempdir().unwrap();
+        let (own, other) = (folder.path().join("ra.toml"), folder.path().join("hub.toml"));
+        std::fs::write(&own, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let mut child = std::process::Command::new("tail")
+            .arg("-f")
+            .arg(&own)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        // The kernel shows the arguments a moment after the program has started.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !has_argument(pid, &own) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let found = (program_of(pid), has_argument(pid, &own), has_argument(pid, &other));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found.1, found.2), (true, false), "{:?}", found.0);
+        assert!(found.0.is_some() && program_of(pid).is_none());
     }
 
     #[test]

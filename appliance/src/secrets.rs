@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use policies::feed::{Signer, Source};
 
+use crate::exit::usage;
 use crate::files;
 use crate::layout::Layout;
 
@@ -26,12 +27,17 @@ pub(crate) struct FeedKeys {
 /// # Errors
 /// When a file cannot be written, or an existing key is not usable.
 pub(crate) fn ensure(layout: &Layout) -> anyhow::Result<FeedKeys> {
-    refuse_lost_pseudonyms(layout)?;
     for name in ["permit.key", "pseudonym.key"] {
         let path = layout.secret(name);
         if !path.exists() {
             files::write_private(&path, &random::<32>()?)?;
         }
+        is_file(&path)?;
+    }
+    // The hub makes this one; what is no file would be refused there in other words.
+    let staff_token = layout.secret("staff-token.pkcs8");
+    if staff_token.exists() {
+        is_file(&staff_token)?;
     }
     Ok(FeedKeys {
         ca_public: feed_key(&layout.secret("feed-ca.pkcs8"), Source::Ca)?,
@@ -39,36 +45,34 @@ pub(crate) fn ensure(layout: &Layout) -> anyhow::Result<FeedKeys> {
     })
 }
 
-/// A new pseudonym key beside old records would part each person's records in two, unseen.
-fn refuse_lost_pseudonyms(layout: &Layout) -> anyhow::Result<()> {
-    let key = layout.secret("pseudonym.key");
-    let has_records = ["gateway", "hub"].iter().any(|part| {
-        let entries = std::fs::read_dir(layout.root().join("audit").join(part));
-        entries.is_ok_and(|mut entries| {
-            entries.any(|entry| entry.is_ok_and(|entry| is_segment(&entry.path())))
-        })
-    });
-    anyhow::ensure!(
-        key.exists() || !has_records,
-        "key file `{}` is missing, and there are audit records made with it: restore it from the \
-         backup",
-        key.display()
-    );
-    Ok(())
-}
-
-fn is_segment(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "jsonl")
-}
-
 fn feed_key(path: &Path, source: Source) -> anyhow::Result<String> {
     if !path.exists() {
         let der = Signer::generate_pkcs8().context("feed key cannot be made")?;
         files::write_private(path, &der)?;
     }
+    public_half(path, source)
+}
+
+/// The public half of a feed key, base64.
+///
+/// # Errors
+/// When the file is no readable key.
+pub(crate) fn public_half(path: &Path, source: Source) -> anyhow::Result<String> {
+    is_file(path)?;
     let signer = Signer::from_pkcs8(source, &files::read(path)?)
         .with_context(|| format!("key file `{}`", path.display()))?;
     Ok(signer.public_key())
+}
+
+fn is_file(path: &Path) -> anyhow::Result<()> {
+    if path.is_file() {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "key file `{}` is not a file: move what has its name away and restore the key from the \
+         backup",
+        path.display()
+    )))
 }
 
 /// Random bytes of the system.
@@ -114,15 +118,23 @@ mod tests {
         assert_eq!(permit, files::read(&layout.secret("permit.key")).unwrap());
         assert_eq!(first.ca_public, second.ca_public);
         assert_ne!(first.ca_public, first.hub_public);
-        std::fs::create_dir_all(layout.root().join("audit/hub")).unwrap();
-        std::fs::write(layout.root().join("audit/hub/00000001.jsonl"), b"").unwrap();
-        std::fs::rename(layout.secret("pseudonym.key"), layout.secret("away")).unwrap();
-        let error = ensure(&layout).unwrap_err().to_string();
-        assert!(error.contains("pseudonym.key` is missing"), "{error}");
-        std::fs::rename(layout.secret("away"), layout.secret("pseudonym.key")).unwrap();
         std::fs::write(layout.secret("feed-ca.pkcs8"), b"no key").unwrap();
         let error = ensure(&layout).unwrap_err();
         assert!(format!("{error:#}").contains("feed-ca.pkcs8"), "{error:#}");
+    }
+
+    #[test]
+    fn a_folder_in_place_of_a_key_is_said_as_such() {
+        let keys = ["permit.key", "pseudonym.key", "feed-ca.pkcs8", "feed-hub.pkcs8"];
+        for name in keys.into_iter().chain(["staff-token.pkcs8"]) {
+            let folder = tempfile::tempdir().unwrap();
+            let layout = Layout::new(folder.path()).unwrap();
+            files::private_folder(&layout.secret(name)).unwrap();
+            let error = ensure(&layout).unwrap_err();
+            let expected = format!("{name}` is not a file");
+            assert!(error.to_string().contains(&expected), "{error:#}");
+            assert_eq!(crate::exit::exit_code(&error), 64);
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Settings {
     /// # Errors
     /// A usage error that names the file and every key that is wrong.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = files::read_text(path)?;
+        let text = files::read_config(path)?;
         let named = || format!("config file `{}`", path.display());
         let raw: RawSettings =
             toml::from_str(&text).map_err(|error| usage(toml_line(&error))).with_context(named)?;

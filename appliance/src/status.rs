@@ -68,7 +68,10 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<bool> {
 /// # Errors
 /// When its file is not understood.
 pub(crate) fn running(layout: &Layout) -> anyhow::Result<Option<Status>> {
-    if Lock::is_held(layout) { Status::read(layout) } else { Ok(None) }
+    if !Lock::is_held(layout) {
+        return Ok(None);
+    }
+    Ok(Status::read(layout)?.filter(|status| status.is_live(layout)))
 }
 
 /// Looks at every part.

@@ -23,10 +23,11 @@ use crate::admin;
 use crate::clock;
 use crate::files;
 use crate::layout::{Layout, Part};
+use crate::lock::Lock;
 use crate::output::progress;
 use crate::part::Record;
 use crate::part_config;
-use crate::process::{READY_TIMEOUT, Running, Spec};
+use crate::process::{self, READY_TIMEOUT, Running, Spec};
 
 /// What the whole box is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +73,14 @@ impl Status {
         Ok(Some(status))
     }
 
+    /// Whether the process of this record still is the supervisor of this folder: it runs
+    /// `sekisho` and holds the folder's lock. A number may have been given to another program,
+    /// or to the supervisor of another folder, since.
+    pub(crate) fn is_live(&self, layout: &Layout) -> bool {
+        let program = process::program_of(self.pid);
+        program.as_deref() == Some(PROGRAM) && Lock::is_held_by(layout, self.pid)
+    }
+
     /// One address of the running box.
     ///
     /// # Errors
@@ -108,8 +117,12 @@ struct Shared {
 }
 
 impl Supervisor {
-    /// A supervisor that has started nothing yet.
-    pub(crate) fn new(layout: &Layout) -> Self {
+    /// A supervisor that has started nothing yet. Its record takes the place of whatever an
+    /// earlier run left; the caller holds the folder's lock.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub(crate) fn new(layout: &Layout) -> anyhow::Result<Self> {
         let status = Status {
             pid: std::process::id(),
             phase: Phase::Starting,
@@ -117,8 +130,10 @@ impl Supervisor {
             parts: Part::ALL.iter().map(|part| Record::new(part.as_str())).collect(),
             addresses: BTreeMap::new(),
         };
-        let shared = Shared { file: status_file(layout), status: Mutex::new(status) };
-        Self { layout: layout.clone(), shared: Arc::new(shared), watchers: Vec::new() }
+        let file = status_file(layout);
+        files::write_private(&file, serde_json::to_string_pretty(&status)?.as_bytes())?;
+        let shared = Shared { file, status: Mutex::new(status) };
+        Ok(Self { layout: layout.clone(), shared: Arc::new(shared), watchers: Vec::new() })
     }
 
     /// Starts every part in order and waits until the gateway says that it is ready.
@@ -330,9 +345,32 @@ async fn gateway_is_ready(status: &Status) -> anyhow::Result<()> {
     }
 }
 
+/// The file name of this program.
+const PROGRAM: &str = "sekisho";
+
 /// Which part listens where: part, key in its file, name in `addresses`.
 pub(crate) const LISTENERS: [(Part, &str, &str); 3] = [
     (Part::Gateway, "listen", "gateway"),
     (Part::Ra, "listen", "enrol"),
     (Part::Gateway, "admin_listen", "admin"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_supervisor_replaces_the_record_of_a_dead_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path()).unwrap();
+        files::private_folder(&layout.run("")).unwrap();
+        let dead = r#"{"pid":1,"phase":"up","started_at":"x","parts":[],
+            "addresses":{"gateway":"127.0.0.1:1"}}"#;
+        std::fs::write(status_file(&layout), dead).unwrap();
+        assert!(!Status::read(&layout).unwrap().unwrap().is_live(&layout));
+        let _supervisor = Supervisor::new(&layout).unwrap();
+        let status = Status::read(&layout).unwrap().unwrap();
+        assert_eq!((status.pid, status.phase), (std::process::id(), Phase::Starting));
+        assert!(status.addresses.is_empty());
+    }
+}

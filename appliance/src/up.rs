@@ -21,6 +21,7 @@ use crate::exit::{BAD_USAGE, usage};
 use crate::files;
 use crate::layout::{Layout, Part};
 use crate::lock::Lock;
+use crate::lost;
 use crate::output::{self, progress};
 use crate::part_config::{self, Names};
 use crate::process;
@@ -64,10 +65,9 @@ fn make_run_folder(layout: &Layout) -> anyhow::Result<()> {
     if root.exists() && !root.is_dir() {
         return Err(usage(format!("`{}` is not a folder: choose another --data", root.display())));
     }
-    for folder in [root.to_owned(), layout.run("")] {
-        files::private_folder(&folder)?;
-    }
-    Ok(())
+    files::data_root(root)?;
+    files::private_folder(&layout.run(""))?;
+    files::refuse_open_folder(&layout.run(""))
 }
 
 async fn supervised(args: &Args, context: &Context) -> anyhow::Result<bool> {
@@ -79,20 +79,36 @@ async fn supervised(args: &Args, context: &Context) -> anyhow::Result<bool> {
             layout.quoted()
         );
     };
-    let mut stop = StopSignals::new()?;
-    let settings = prepare(args, layout)?;
-    leftovers_are_gone(layout).await?;
-    ports_are_free(layout, &settings)?;
-    let mut supervisor = Supervisor::new(layout);
-    let served = tokio::select! {
-        served = serve(&mut supervisor, &settings, args, context) => served,
-        () = stop.next() => Ok(()),
-    };
-    if served.is_ok() && !stop.seen {
-        stop.next().await;
-    }
+    let stop = StopSignals::new()?;
+    let earlier = Status::read(layout).unwrap_or_default();
+    let mut supervisor = Supervisor::new(layout)?;
+    let served = until_stopped(&mut supervisor, stop, earlier, args, context).await;
     supervisor.stop().await;
     served.map(|()| true)
+}
+
+/// Prepares the folder and serves until a signal comes or something fails.
+async fn until_stopped(
+    supervisor: &mut Supervisor,
+    mut stop: StopSignals,
+    earlier: Option<Status>,
+    args: &Args,
+    context: &Context,
+) -> anyhow::Result<()> {
+    let layout = &context.layout;
+    let settings = prepare(args, layout)?;
+    if let Some(earlier) = earlier {
+        leftovers_are_gone(&earlier, layout).await?;
+    }
+    ports_are_free(layout, &settings)?;
+    tokio::select! {
+        served = serve(supervisor, &settings, args, context) => served?,
+        () = stop.next() => {}
+    }
+    if !stop.seen {
+        stop.next().await;
+    }
+    Ok(())
 }
 
 /// Starts everything and, in the foreground, fills the demo and prints what to try.
@@ -203,6 +219,7 @@ async fn wait_until_up(
         if let Some(status) = status
             && status.phase == Phase::Up
             && pid.is_none_or(|pid| pid == status.pid)
+            && status.is_live(layout)
         {
             return Ok(status);
         }
@@ -227,9 +244,8 @@ fn prepare(args: &Args, layout: &Layout) -> anyhow::Result<Settings> {
         if fresh { Settings::new(args.demo) } else { Settings::read(&layout.settings())? };
     same_kind(args, &settings, layout)?;
     let settings = settings.with(&args.listen)?;
-    for folder in layout.folders() {
-        files::private_folder(&folder)?;
-    }
+    make_folders(layout)?;
+    lost::refuse(layout)?;
     let keys = secrets::ensure(layout)?;
     let names = names(args);
     make_ca(layout, &settings, &names)?;
@@ -238,6 +254,13 @@ fn prepare(args: &Args, layout: &Layout) -> anyhow::Result<Settings> {
     files::write_private(&layout.settings(), settings.render().as_bytes())?;
     server_certificates_exist(layout)?;
     Ok(settings)
+}
+
+fn make_folders(layout: &Layout) -> anyhow::Result<()> {
+    for folder in layout.folders().iter().filter(|folder| folder.as_path() != layout.root()) {
+        files::private_folder(folder)?;
+    }
+    layout.closed_folders().iter().try_for_each(|folder| files::refuse_open_folder(folder))
 }
 
 fn same_kind(args: &Args, settings: &Settings, layout: &Layout) -> anyhow::Result<()> {
@@ -309,9 +332,10 @@ fn server_certificates_exist(layout: &Layout) -> anyhow::Result<()> {
         let file = part_config::value(layout, part, key)?;
         if !Path::new(&file).is_file() {
             return Err(usage(format!(
-                "config file `{}`: `{key}` names `{file}`, which does not exist: put your server \
-                 certificate there, or change the key",
-                layout.config(part).display()
+                "config file `{}`: `{key}` names `{file}`, which {}: put your server certificate \
+                 there, or change the key",
+                layout.config(part).display(),
+                if Path::new(&file).is_dir() { "is a folder" } else { "does not exist" }
             )));
         }
     }
@@ -319,12 +343,14 @@ fn server_certificates_exist(layout: &Layout) -> anyhow::Result<()> {
 }
 
 /// Parts of a supervisor that was killed end by themselves when their input closes; waits for it.
-async fn leftovers_are_gone(layout: &Layout) -> anyhow::Result<()> {
-    let Some(status) = Status::read(layout).unwrap_or_default() else { return Ok(()) };
+///
+/// # Errors
+/// When one does not end in time.
+pub(crate) async fn leftovers_are_gone(earlier: &Status, layout: &Layout) -> anyhow::Result<()> {
     let deadline = Instant::now() + process::STOP_TIMEOUT + Duration::from_secs(2);
-    let pids: Vec<u32> = status.parts.iter().filter_map(|part| part.pid).collect();
+    let pids: Vec<u32> = earlier.parts.iter().filter_map(|part| part.pid).collect();
     for pid in pids {
-        while is_part(pid) {
+        while is_part(pid, layout) {
             anyhow::ensure!(
                 Instant::now() < deadline,
                 "process {pid} of an earlier run still ends: wait, or end it with `kill {pid}`"
@@ -335,11 +361,11 @@ async fn leftovers_are_gone(layout: &Layout) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether a process is one of the parts' programs.
-fn is_part(pid: u32) -> bool {
-    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let name = program.file_name().map(|name| name.to_string_lossy().into_owned());
-    name.is_some_and(|name| Part::ALL.iter().any(|part| name.starts_with(part.program())))
+/// Whether a process is one of the parts' programs and runs with this folder's configuration.
+fn is_part(pid: u32, layout: &Layout) -> bool {
+    let name = process::program_of(pid);
+    let part = Part::ALL.into_iter().find(|part| name.as_deref() == Some(part.program()));
+    part.is_some_and(|part| process::has_argument(pid, &layout.config(part)))
 }
 
 fn ports_are_free(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {

@@ -15,6 +15,8 @@ pub(super) struct Checked {
     pub(super) offices: Vec<(u64, Office)>,
     /// What must be corrected; at most [`PROBLEMS_MAX`].
     pub(super) problems: Vec<String>,
+    /// Whether there are more problems than those.
+    more: bool,
     /// What should be looked at.
     pub(super) warnings: Vec<String>,
 }
@@ -169,6 +171,17 @@ impl Checked {
         if self.problems.len() < PROBLEMS_MAX {
             let text = if line == 0 { what.to_owned() } else { format!("line {line}: {what}") };
             self.problems.push(text);
+        } else {
+            self.more = true;
+        }
+    }
+
+    /// How many problems there are, in words.
+    pub(super) fn how_many(&self) -> String {
+        match (self.problems.len(), self.more) {
+            (told, true) => format!("more than {told} problems"),
+            (1, false) => "1 problem".to_owned(),
+            (told, false) => format!("{told} problems"),
         }
     }
 }
@@ -262,6 +275,12 @@ mod tests {
         assert!(read(b"").problems[0].contains("no offices"));
         assert!(read(b"\xff\xff\xff").problems[0].contains("neither UTF-8"));
         assert_eq!(problems(&"x\n".repeat(300)).len(), PROBLEMS_MAX);
+        for (lines, expected) in
+            [(1, "1 problem"), (100, "100 problems"), (101, "more than 100 problems")]
+        {
+            let checked = read(format!("{HEAD}{}", "x\n".repeat(lines)).as_bytes());
+            assert_eq!(checked.how_many(), expected);
+        }
     }
 
     #[test]
