@@ -96,7 +96,8 @@ fn refuse_other_feed_keys(layout: &Layout) -> anyhow::Result<()> {
         if believed.trim() != public {
             problems.push(format!(
                 "key file `{}` and `{}` of config file `{}` do not belong together: restore the \
-                 key file from the backup, or, if the key was replaced on purpose, write `{public}` \
+                 key file from the backup, or, if the key was replaced on purpose, write \
+                 `{public}` \
                  there",
                 key.display(),
                 feed.public_key,

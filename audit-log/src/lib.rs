@@ -17,10 +17,10 @@
 //!
 //! The chain shows a change that was made without counting the hashes anew. It has no key, so it
 //! cannot show that records were cut from the end, nor that everything from some record on was
-//! written anew: that takes a signature or a witness outside the disk. Here belong therefore, beside
-//! the chain: an RFC 6962 Merkle tree over the records, C2SP checkpoints signed and handed to a
-//! witness, proofs that one record is in the log, retention (closing and removing old segments with
-//! the checkpoint that still proves them), and search.
+//! written anew: that takes a signature or a witness outside the disk. Here belong therefore,
+//! beside the chain: an RFC 6962 Merkle tree over the records, C2SP checkpoints signed and handed
+//! to a witness, proofs that one record is in the log, retention (closing and removing old segments
+//! with the checkpoint that still proves them), and search.
 
 mod entry;
 pub mod encoding;

@@ -115,7 +115,8 @@ impl SignerClient {
     /// Sends one request; returns the certificate's DER, not yet checked.
     ///
     /// # Errors
-    /// Every [`Error`]. After [`Error::Lost`] and [`Error::Withheld`] the serial number must count as signed.
+    /// Every [`Error`]. After [`Error::Lost`] and [`Error::Withheld`] the serial number must count
+    /// as signed.
     pub async fn sign(&self, request: &SignRequest) -> Result<Vec<u8>, Error> {
         let unreachable = |source| Error::Unreachable(self.socket.clone(), source);
         let stream = UnixStream::connect(&self.socket).await.map_err(unreachable)?;
