@@ -94,9 +94,10 @@ async fn the_feed_has_no_gap_under_eight_writers() {
 #[tokio::test]
 async fn a_batch_of_changes_names_the_newest_and_when_it_was_read() {
     let hub = TestHub::start().await;
+    // The stamp is the time before the read, and a read may begin before the commit that it sees.
+    let before = crate::clock::now_ms();
     let mut gateway = Gateway::connect(&hub).await;
     gateway.next().await;
-    let before = crate::clock::now_ms();
     let mut tx = hub.hub.store.write().await.unwrap();
     for from in [1, 2, 3] {
         let insurer = "131016".parse().unwrap();
