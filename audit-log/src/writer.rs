@@ -292,12 +292,24 @@ fn lock(dir: &Path) -> Result<File, Error> {
         .mode(0o600)
         .open(&path)
         .map_err(|source| Error::io("open", &path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Locked(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(Error::io("lock", &path, source)),
+    // A program that was just started elsewhere holds a copy of every open file for a moment, so a
+    // lock that was given back may still be seen as taken.
+    let began = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Locked(dir.to_owned())),
+            Err(std::fs::TryLockError::Error(source)) => {
+                return Err(Error::io("lock", &path, source));
+            }
+        }
     }
 }
+
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// An error and its sources in one line.
 fn chain(error: &Error) -> String {

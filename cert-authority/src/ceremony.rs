@@ -323,12 +323,22 @@ fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join(".init.lock");
     let failed = |source| Error::Key(key::Error::Write(path.clone(), source));
     let file = File::create(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::Busy(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+    // A program that was just started elsewhere holds a copy of every open file for a moment, so a
+    // lock that was given back may still be seen as taken.
+    let began = std::time::Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => return Err(Error::Busy(dir.to_owned())),
+            Err(std::fs::TryLockError::Error(source)) => return Err(failed(source)),
+        }
     }
 }
+
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 static ROOT: Spec = Spec {
     file: "root",
