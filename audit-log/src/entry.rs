@@ -7,17 +7,104 @@
 //!
 //! The wire form is JSON with the tag `event`, names in snake case, absent values left out:
 //! `{"event":"service_started","version":"0.1.0"}`. A new variant or optional field may be added
-//! within format version 1; removing or renaming one needs a new version ([`crate::encoding`]).
+//! within one format version; removing or renaming one needs a new version ([`crate::encoding`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use aws_lc_rs::hmac;
 use serde::{Deserialize, Serialize};
 
+/// Who acts: a certificate, and the member of staff behind it where there is one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Actor {
+    /// Identity path, such as `office/1370000001/terminal/front-1`, `municipality/131016`,
+    /// `system/life` or `operator/<name>`.
+    pub principal: String,
+    /// 事業所番号 of the principal, when it is an office.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub office: Option<String>,
+    /// Serial of the certificate, lower-case hex; absent for what needs none (operator socket).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Staff id from the staff token, when there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staff: Option<String>,
+    /// 職種 of that member of staff.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+}
+
+impl Actor {
+    /// The principal alone; `office` is read from its path.
+    pub fn of(principal: impl Into<String>) -> Self {
+        let principal = principal.into();
+        let office = principal
+            .strip_prefix("office/")
+            .and_then(|rest| rest.split('/').next())
+            .filter(|number| !number.is_empty())
+            .map(str::to_owned);
+        Self { principal, office, ..Self::default() }
+    }
+
+    /// Adds the serial of the certificate.
+    #[must_use]
+    pub fn serial(mut self, serial: impl Into<String>) -> Self {
+        self.serial = Some(serial.into());
+        self
+    }
+
+    /// Adds the member of staff and their job.
+    #[must_use]
+    pub fn staff(mut self, id: impl Into<String>, job: impl Into<String>) -> Self {
+        self.staff = Some(id.into());
+        self.job = Some(job.into());
+        self
+    }
+}
+
+/// What it is about; every part may be absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Object {
+    /// Pseudonym of the insured person; never the number itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub insured: Option<String>,
+    /// Document kind, such as `care-plan`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// Which one of that kind: its version or number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_id: Option<String>,
+    /// Anything else: a certificate serial, `office/<number>`, `municipality/<number>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Object {
+    /// Something that is not a person or document.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: Some(name.into()), ..Self::default() }
+    }
+
+    /// A person, by pseudonym.
+    pub fn person(pseudonym: impl Into<String>) -> Self {
+        Self { insured: Some(pseudonym.into()), ..Self::default() }
+    }
+
+    /// Adds the document kind and, where it is known, which one.
+    #[must_use]
+    pub fn document(mut self, kind: impl Into<String>, id: Option<String>) -> Self {
+        self.document = Some(kind.into());
+        self.document_id = id;
+        self
+    }
+}
+
 /// Something that happened and must stay provable.
 ///
 /// A decision and its completion share the `request_id`; so do an intent, its effects and its
-/// outcome. A decision without a completion, or an intent without an outcome, shows a crash.
+/// outcome. A decision without a completion, or an intent without an outcome, shows a crash; the
+/// next start names them in [`Event::Unfinished`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -25,24 +112,15 @@ pub enum Event {
     Decision {
         /// Joins this decision with its completion and the hub's records.
         request_id: String,
-        /// Identity path of the certificate, such as `office/1370000001/terminal/front-1`.
-        principal: String,
-        /// Serial of the certificate, lower-case hex.
-        serial: String,
-        /// Staff id from the staff token, when there was one.
+        /// Who asked.
+        actor: Actor,
+        /// Name of the operation, such as `documents.view`; absent when the path names none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        staff: Option<String>,
-        /// Name of the operation, such as `document.view`; absent when the path names none.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        operation: Option<String>,
-        /// Pseudonym of the insured person; never the number itself.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        insured: Option<String>,
-        /// Document kind, when the operation concerns one.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        document: Option<String>,
+        action: Option<String>,
+        /// The person and document asked for.
+        object: Object,
         /// `allow` or `deny`.
-        outcome: String,
+        decision: String,
         /// Stable reason codes of a denial; empty when allowed.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         reasons: Vec<String>,
@@ -76,24 +154,44 @@ pub enum Event {
         detail: String,
         /// Address and port of the client.
         client_addr: String,
-        /// Serial of the certificate, when one was presented.
+        /// What the refused certificate claimed, when there was one that could be read.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        serial: Option<String>,
-        /// Identity path of the certificate, when it could be read.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        principal: Option<String>,
+        actor: Option<Actor>,
+    },
+    /// Denials or failed handshakes of one party beyond what is recorded one by one. Each of them
+    /// is counted in exactly one such record.
+    Aggregated {
+        /// `denials` or `handshake_failures`.
+        what: String,
+        /// Whose: the principal's path, the client's address (IPv6: its /64), or `others` for all
+        /// parties beyond those that are counted apart.
+        party: String,
+        /// When the first of them happened, RFC 3339.
+        from: String,
+        /// When the last of them happened, RFC 3339.
+        until: String,
+        /// How many.
+        count: u64,
+        /// How many gave which reason; one denial may have several.
+        reasons: BTreeMap<String, u64>,
+        /// How many concerned which insured person (pseudonym).
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        insured: BTreeMap<String, u64>,
+        /// How many concerned a person beyond those named in `insured`.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        insured_not_named: u64,
     },
     /// Something is about to be done (certificate to be signed, registration to be written).
     Intent {
         /// Joins intent, effects and outcome, when the work came from a request.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<String>,
-        /// Who wants it: an identity path, or `operator/<name>`.
-        actor: String,
+        /// Who wants it.
+        actor: Actor,
         /// Stable word for what is done, such as `certificate.issue`.
         action: String,
-        /// What it is done to: a serial, an office number, a pseudonym.
-        object: String,
+        /// What it is done to.
+        object: Object,
         /// Technical detail, one line; may be empty.
         detail: String,
     },
@@ -103,11 +201,11 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<String>,
         /// Who wanted it.
-        actor: String,
+        actor: Actor,
         /// Stable word for what was done.
         action: String,
         /// What it was done to.
-        object: String,
+        object: Object,
         /// Technical detail, one line; may be empty.
         detail: String,
     },
@@ -117,11 +215,11 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         request_id: Option<String>,
         /// Who wanted it.
-        actor: String,
+        actor: Actor,
         /// Stable word for what was done.
         action: String,
         /// What it was done to.
-        object: String,
+        object: Object,
         /// `done`, or the code of the error.
         result: String,
         /// Technical detail, one line; may be empty.
@@ -134,6 +232,87 @@ pub enum Event {
     },
     /// The program that writes this log ends in good order.
     ServiceStopped,
+    /// A signed tree head over all records before this one, written by the log itself.
+    Checkpoint {
+        /// C2SP signed note: a tlog-checkpoint of the log so far.
+        note: String,
+    },
+    /// A tail torn by a loss of power was cut when the log was opened.
+    TailCut {
+        /// Name of the segment file.
+        segment: String,
+        /// Bytes cut off; they lie beside the segment.
+        bytes: u64,
+        /// The last whole record before the cut.
+        last_record: u64,
+    },
+    /// Permits without completion, or intents without outcome, that the program before this one
+    /// left behind.
+    Unfinished {
+        /// Their request ids, oldest first; a record names at most 500.
+        request_ids: Vec<String>,
+    },
+    /// The log could not be written for a while.
+    Unavailable {
+        /// The cause, one line.
+        reason: String,
+        /// When it began, RFC 3339.
+        since: String,
+        /// Records that were refused or lost while it lasted.
+        refused: u64,
+    },
+    /// The system's clock was set: it moved otherwise than the monotonic clock.
+    ClockStepped {
+        /// What the clock says now, RFC 3339; `at` of the records never goes back.
+        clock: String,
+        /// Milliseconds by which it moved, negative when it went back.
+        by_ms: i64,
+    },
+    /// Whole segments older than the retention time were deleted; `tombstone` beside the segments
+    /// has the signed proof.
+    SegmentsDeleted {
+        /// Number of the last deleted segment.
+        through_segment: u64,
+        /// Number of the last deleted record.
+        through_record: u64,
+        /// Time of that record, RFC 3339.
+        until: String,
+    },
+}
+
+impl Event {
+    /// Whether it is a refusal that an outsider can cause at will: those are counted instead of
+    /// written when they come in floods, and leave the last part of the disk to the others.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::HandshakeFailed { .. } => true,
+            Self::Decision { decision, .. } => decision == DENY,
+            Self::Completion { .. }
+            | Self::Aggregated { .. }
+            | Self::Intent { .. }
+            | Self::Effect { .. }
+            | Self::Outcome { .. }
+            | Self::ServiceStarted { .. }
+            | Self::ServiceStopped
+            | Self::Checkpoint { .. }
+            | Self::TailCut { .. }
+            | Self::Unfinished { .. }
+            | Self::Unavailable { .. }
+            | Self::ClockStepped { .. }
+            | Self::SegmentsDeleted { .. } => false,
+        }
+    }
+}
+
+/// `decision` of an [`Event::Decision`] that let the request through.
+pub const ALLOW: &str = "allow";
+
+/// `decision` of an [`Event::Decision`] that did not.
+pub const DENY: &str = "deny";
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One record as [`crate::read`] returns it.
@@ -145,7 +324,7 @@ pub struct Entry {
     pub at: String,
     /// What happened.
     pub event: Event,
-    /// SHA-256 of the record, lower-case hex: what the next record names as `prev`.
+    /// RFC 6962 leaf hash of the record, lower-case hex: what the next record names as `prev`.
     pub hash: String,
 }
 
@@ -190,8 +369,7 @@ mod tests {
             reason: "certificate_expired".into(),
             detail: String::new(),
             client_addr: "127.0.0.1:1".into(),
-            serial: None,
-            principal: None,
+            actor: None,
         };
         let json = serde_json::to_string(&event).unwrap();
         assert_eq!(
@@ -206,6 +384,15 @@ mod tests {
             serde_json::to_string(&Event::ServiceStopped).unwrap(),
             r#"{"event":"service_stopped"}"#
         );
+    }
+
+    #[test]
+    fn an_actor_knows_its_office() {
+        let office = |path: &str| Actor::of(path).office;
+        assert_eq!(office("office/1370000001/terminal/front-1").as_deref(), Some("1370000001"));
+        for other in ["municipality/131016", "system/life", "operator/o", "office/", "office"] {
+            assert_eq!(office(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -1,39 +1,68 @@
-//! The audit log: append-only, hash-chained, on disk before the answer leaves.
+//! The audit log: append-only, provable, on disk before the answer leaves.
 //!
 //! ```text
-//!  gateway, ra, signer, hub                        DIR/00000001.jsonl   header · record · record …
-//!     append(&Event) ──► queue ──► one writer ──►      00000002.jsonl   header(prev) · record …
-//!        Receipt  ◄── after fdatasync ──┘              lock
-//!                                                         │
-//!                      sekisho audit …   ◄── read(dir) ───┤
-//!                      sekisho audit verify ◄─ verify(dir)┘
+//!  gateway, ra, signer, hub                       DIR/00000001.jsonl.zst  closed, compressed
+//!     append(&Event) ──► queue ──► one writer ──►     00000001.index      to search it
+//!        Receipt  ◄── after fdatasync ──┘             00000002.jsonl      header · record · …
+//!                  key ──► checkpoint ──────────►     checkpoint          newest signed tree head
+//!                                                     tombstone           proof of what is deleted
+//!                      read · search · prove  ◄───────┤
+//!                      verify(dir, pinned key) ◄──────┘
 //! ```
 //!
 //! - `entry`: what a record says, and the pseudonym of an insured person.
-//! - [`encoding`]: the bytes of a line and what its hash covers; the only thing that writer and
-//!   verifier share.
-//! - `log`: the queue; `writer`: group commit, rotation, recovery; `segment`: the files.
-//! - `read`: streams the records; `verify`: names the first bad one.
+//! - [`encoding`]: the bytes of a line and what its hash covers; with `checkpoint` the only thing
+//!   that writer and verifier share.
+//! - `checkpoint`: signed tree heads and their keys; `tree`: the Merkle tree while appending.
+//! - `log`: the queue; `flood`, `clock`: what is written and when; `writer`: group commit,
+//!   checkpoints, rotation, recovery; `segment`: the files; `keeper`: compression and retention.
+//! - `read`: streams the records; `verify`: names the first bad one; `prove`: shows one record to
+//!   somebody who has nothing else; `index`, `search`: finds records.
+//! - `metrics`: what a log counts about itself.
 //!
-//! The chain shows a change that was made without counting the hashes anew. It has no key, so it
-//! cannot show that records were cut from the end, nor that everything from some record on was
-//! written anew: that takes a signature or a witness outside the disk. Here belong therefore,
-//! beside the chain: an RFC 6962 Merkle tree over the records, C2SP checkpoints signed and handed
-//! to a witness, proofs that one record is in the log, retention (closing and removing old segments
-//! with the checkpoint that still proves them), and search.
+//! A log proves that nothing before a checkpoint was changed, taken out, put in or reordered, to
+//! everyone who has the public key; and that nothing was cut off its end, to everyone who has a
+//! checkpoint that left the box.
 
 mod entry;
 pub mod encoding;
+mod checkpoint;
+mod tree;
 mod log;
+mod flood;
+mod clock;
 mod writer;
 mod segment;
+mod keeper;
 mod read;
 mod verify;
+mod index;
+mod prove;
+mod search;
+mod metrics;
 
-pub use entry::{Entry, Event, Pseudonym};
-pub use log::{
-    AuditLog, DISK_RESERVE_BYTES, Durability, Error, Options, QUEUE_BYTES_MAX, REOPEN_INTERVAL,
-    Receipt, SYNC_INTERVAL, UNSYNCED_RECORDS_MAX,
+#[cfg(test)]
+mod crafted;
+
+pub use checkpoint::{
+    CHECKPOINT_BYTES_MAX, Checkpoint, CheckpointError, CheckpointKey, VerifyingKey,
+    latest_checkpoint,
 };
-pub use read::read;
-pub use verify::{Problem, Summary, VerifyError, verify};
+pub use entry::{ALLOW, Actor, DENY, Entry, Event, Object, Pseudonym};
+pub use flood::{FLUSH_INTERVAL, INSURED_NAMED_MAX, PARTIES_MAX, PARTIES_WRITTEN_FACTOR};
+pub use index::rebuild_index;
+pub use keeper::RETENTION_INTERVAL;
+pub use log::{
+    AuditLog, DISK_RESERVE_BYTES, Durability, Error, Options, PERMIT_RESERVE_BYTES,
+    QUEUE_BYTES_MAX, REOPEN_INTERVAL, RETENTION, Receipt, SEGMENT_BYTES_MAX, SYNC_INTERVAL,
+    UNSYNCED_RECORDS_MAX,
+};
+pub use metrics::Metrics;
+pub use prove::{
+    ProofError, ProvedRecord, check_consistency_proof, check_record_proof, prove_consistency,
+    prove_record,
+};
+pub use read::{read, read_from};
+pub use search::{Found, Query, SearchProgress, search};
+pub use segment::{Disk, SpaceCall, SyncCall, WriteCall};
+pub use verify::{Deleted, Problem, Summary, VerifyError, VerifyOptions, verify, verify_with};

@@ -3,18 +3,21 @@
 //! up in one write and one fdatasync (group commit), so that the disk's latency is paid once for
 //! all requests that wait together.
 //!
-//! INVARIANT: numbers and times are given under the queue's lock, so the order of records is the
-//! order of appends, without gaps, and `at` never decreases even when the clock does.
+//! INVARIANT: times are given under the queue's lock, so the order of records is the order of
+//! appends and `at` never decreases, even when the clock does ([`crate::clock`]).
 //!
 //! INVARIANT: a log that can not be written says so: from the first failed write, sync or breach
 //! of the disk reserve on, every waiting receipt and every append gets [`Error::Unavailable`],
 //! until the writer has found a sound state again by itself. A record whose receipt failed is not
 //! in the log afterwards (unless the process died in between).
 //!
+//! INVARIANT: refusals ([`Event::is_refusal`]), which anyone outside can cause, never stop the
+//! others: floods of them are counted ([`crate::flood`]), they may fill half of the queue, and the
+//! last [`PERMIT_RESERVE_BYTES`] of the disk are not for them.
+//!
 //! Limits: [`QUEUE_BYTES_MAX`], [`DISK_RESERVE_BYTES`], [`crate::encoding::EVENT_BYTES_MAX`]; with
 //! [`Durability::Async`] at most [`UNSYNCED_RECORDS_MAX`] records or [`SYNC_INTERVAL`] can be lost
-//! by a loss of power. Here belongs later a reserve that only permits may use, so that nobody can
-//! fill the log with denials.
+//! by a loss of power.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,11 +25,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
+use crate::checkpoint::CheckpointKey;
+use crate::clock::Clock;
 use crate::encoding::EVENT_BYTES_MAX;
 use crate::entry::Event;
+use crate::flood::Flood;
+use crate::keeper::Keeper;
+use crate::metrics::Metrics;
 use crate::segment::Disk;
 use crate::writer::Writer;
 
@@ -34,12 +41,19 @@ use crate::writer::Writer;
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Free bytes the file system must keep; below it the log counts as unavailable.
 pub const DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
+/// Free bytes above the reserve that only permits and completed work may use; refusals are only
+/// counted when it is reached.
+pub const PERMIT_RESERVE_BYTES: u64 = 192 * 1024 * 1024;
 /// Most records that [`Durability::Async`] leaves without fdatasync.
 pub const UNSYNCED_RECORDS_MAX: u64 = 4096;
 /// Longest time that [`Durability::Async`] leaves a record without fdatasync.
 pub const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 /// Pause between attempts to write again after a failure.
 pub const REOPEN_INTERVAL: Duration = Duration::from_millis(500);
+/// Default of [`Options::segment_bytes_max`].
+pub const SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Default of [`Options::retention`]: five years.
+pub const RETENTION: Duration = Duration::from_secs(1826 * 24 * 3600);
 
 /// Why the log can not be opened, written or read.
 #[derive(Debug, thiserror::Error)]
@@ -108,6 +122,9 @@ pub enum Error {
     /// The event has no JSON form.
     #[error("audit event can not be written as JSON")]
     Encode(#[source] serde_json::Error),
+    /// The metrics could not be made.
+    #[error("audit log: the metrics can not be made")]
+    Metrics(#[source] prometheus::Error),
 }
 
 impl Error {
@@ -128,12 +145,39 @@ pub enum Durability {
 /// How a log is to be kept.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The program that writes, such as `gateway`; named in every segment header.
+    pub source: String,
+    /// Signs the checkpoints; its name is the log's origin.
+    pub key: CheckpointKey,
     /// When a receipt resolves.
     pub durability: Durability,
     /// Bytes after which a new segment is begun.
     pub segment_bytes_max: u64,
-    /// The program that writes, such as `gateway`; named in every segment header.
-    pub source: String,
+    /// Longest time that a record on disk is without a checkpoint.
+    pub checkpoint_interval: Duration,
+    /// Most records that are without a checkpoint.
+    pub checkpoint_records_max: u64,
+    /// How long whole segments are kept after their last record.
+    pub retention: Duration,
+    /// Refusals a minute and party that are recorded one by one; more are counted.
+    pub refusals_per_minute_max: u32,
+}
+
+impl Options {
+    /// The defaults: on disk before the response, segments of 64 MiB, a checkpoint each second or
+    /// 8,192 records, kept for five years, 60 refusals a minute and party one by one.
+    pub fn new(source: impl Into<String>, key: CheckpointKey) -> Self {
+        Self {
+            source: source.into(),
+            key,
+            durability: Durability::BeforeResponse,
+            segment_bytes_max: SEGMENT_BYTES_MAX,
+            checkpoint_interval: Duration::from_secs(1),
+            checkpoint_records_max: 8192,
+            retention: RETENTION,
+            refusals_per_minute_max: 60,
+        }
+    }
 }
 
 /// A log open for writing; clones share it. The last clone that goes away closes it.
@@ -145,38 +189,49 @@ pub struct AuditLog {
 impl AuditLog {
     /// Opens the log in `dir` or begins one (folder mode 0700), takes its lock and starts the
     /// writer. A tail torn by a loss of power is cut at the last whole record, kept beside the
-    /// segment as `NNNNNNNN.cut-<offset>`, and told by a warning.
+    /// segment as `NNNNNNNN.cut-<offset>`, told by a warning and recorded as
+    /// [`Event::TailCut`]. A log of format 1 found there is moved into `format-1/`.
     ///
     /// # Errors
     /// [`Error::Locked`], [`Error::BadSource`], [`Error::OtherSource`], [`Error::Damaged`],
-    /// [`Error::Io`].
+    /// [`Error::Io`], [`Error::Metrics`].
     pub fn open(dir: &Path, options: Options) -> Result<Self, Error> {
         Self::open_on(Disk::real(), dir, options)
     }
 
-    pub(crate) fn open_on(disk: Disk, dir: &Path, options: Options) -> Result<Self, Error> {
-        let durability = options.durability;
-        let (mut writer, at_ms) = Writer::open(disk, dir, options)?;
-        let shared = Arc::new(Shared::new(durability, writer.next_number(), at_ms));
-        writer.attach(Arc::clone(&shared));
+    /// As [`AuditLog::open`], on a disk that may fail in ways of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn open_on(disk: Disk, dir: &Path, options: Options) -> Result<Self, Error> {
+        let metrics = Metrics::new().map_err(Error::Metrics)?;
+        let settings = options.clone();
+        let mut writer = Writer::open(disk, dir, options, metrics.clone())?;
+        let shared = Arc::new(Shared::new(&settings, writer.last_at_ms(), metrics));
+        shared.committed.send_replace(writer.records_on_disk());
+        let keeper = Keeper::start(dir, settings, Arc::clone(&shared))?;
+        writer.attach(Arc::clone(&shared), keeper.ear());
         let thread = std::thread::Builder::new()
             .name("audit-log".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| Error::io("start the writer of", dir, source))?;
-        Ok(Self { handle: Arc::new(Handle { shared, thread: Mutex::new(Some(thread)) }) })
+        let thread = Mutex::new(Some((thread, keeper)));
+        Ok(Self { handle: Arc::new(Handle { shared, thread }) })
     }
 
-    /// Queues an event.
+    /// Queues an event. A refusal that is part of a flood is only counted
+    /// ([`Receipt::is_counted`]).
     ///
     /// # Errors
     /// [`Error::Unavailable`] when the log can not be written, its queue is full or it was closed;
     /// [`Error::TooLong`], [`Error::Encode`].
     pub fn append(&self, event: &Event) -> Result<Receipt, Error> {
-        let json = serde_json::to_vec(event).map_err(Error::Encode)?;
-        if json.len() > EVENT_BYTES_MAX {
-            return Err(Error::TooLong { bytes: json.len() });
+        let shared = &self.handle.shared;
+        if event.is_refusal() && !shared.admits(event) {
+            return Ok(Receipt { waiting: None, counted: true });
         }
-        self.handle.shared.push(json)
+        let json = encode(event)?;
+        shared.push(json, event.is_refusal())
     }
 
     /// Whether the log could be written when it was last tried.
@@ -184,31 +239,50 @@ impl AuditLog {
         self.handle.shared.available.load(Ordering::Acquire)
     }
 
-    /// Puts everything queued on disk and ends the writer; other clones get
-    /// [`Error::Unavailable`] from then on.
+    /// What the log counts about itself.
+    pub fn metrics(&self) -> &Metrics {
+        &self.handle.shared.metrics
+    }
+
+    /// The number of the last record on disk, and every later one: what readers may be shown.
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        self.handle.shared.committed.subscribe()
+    }
+
+    /// Puts everything queued on disk under a last checkpoint and ends the writer; other clones
+    /// get [`Error::Unavailable`] from then on.
     #[allow(clippy::needless_pass_by_value, reason = "closing uses the log up")]
     pub fn close(self) {
         self.handle.stop();
     }
 }
 
+/// The JSON of an event, within its limit.
+pub(crate) fn encode(event: &Event) -> Result<Vec<u8>, Error> {
+    let json = serde_json::to_vec(event).map_err(Error::Encode)?;
+    if json.len() > EVENT_BYTES_MAX {
+        return Err(Error::TooLong { bytes: json.len() });
+    }
+    Ok(json)
+}
+
 /// Tells when one record is on disk.
 #[must_use = "a record is durable only when its receipt has resolved"]
 #[derive(Debug)]
 pub struct Receipt {
-    number: u64,
     waiting: Option<oneshot::Receiver<Committed>>,
+    counted: bool,
 }
 
 impl Receipt {
-    /// Waits until the record is as durable as the options ask for; returns its number.
+    /// Waits until the record is as durable as the options ask for.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when it could not be written; then it is not in the log.
-    pub async fn durable(self) -> Result<u64, Error> {
+    pub async fn durable(self) -> Result<(), Error> {
         match self.waiting {
-            None => Ok(self.number),
-            Some(waiting) => outcome(self.number, waiting.await.ok()),
+            None => Ok(()),
+            Some(waiting) => outcome(waiting.await.ok()),
         }
     }
 
@@ -216,17 +290,22 @@ impl Receipt {
     ///
     /// # Errors
     /// As [`Receipt::durable`].
-    pub fn durable_blocking(self) -> Result<u64, Error> {
+    pub fn durable_blocking(self) -> Result<(), Error> {
         match self.waiting {
-            None => Ok(self.number),
-            Some(waiting) => outcome(self.number, waiting.blocking_recv().ok()),
+            None => Ok(()),
+            Some(waiting) => outcome(waiting.blocking_recv().ok()),
         }
+    }
+
+    /// Whether the event was a refusal in a flood, which was counted and not written.
+    pub fn is_counted(&self) -> bool {
+        self.counted
     }
 }
 
-fn outcome(number: u64, committed: Option<Committed>) -> Result<u64, Error> {
+fn outcome(committed: Option<Committed>) -> Result<(), Error> {
     match committed {
-        Some(Ok(())) => Ok(number),
+        Some(Ok(())) => Ok(()),
         Some(Err(reason)) => Err(Error::Unavailable { reason }),
         None => Err(Error::Unavailable { reason: STOPPED.into() }),
     }
@@ -237,9 +316,11 @@ pub(crate) type Committed = Result<(), Arc<str>>;
 
 /// An event on its way to the disk.
 pub(crate) struct Queued {
+    /// Given by the writer when it composes the record; 0 before.
     pub(crate) number: u64,
     pub(crate) at_ms: i64,
     pub(crate) json: Vec<u8>,
+    pub(crate) appended: Instant,
     pub(crate) waiter: Option<oneshot::Sender<Committed>>,
 }
 
@@ -247,8 +328,8 @@ pub(crate) struct Queued {
 pub(crate) enum Work {
     /// Commit these records.
     Batch(Vec<Queued>),
-    /// Nothing came until the sync was due.
-    SyncDue,
+    /// Nothing came until the time that the writer asked to be woken at.
+    Due,
     /// Try to become available again.
     Recover,
     /// Closed and drained.
@@ -259,35 +340,43 @@ pub(crate) enum Work {
 pub(crate) struct Shared {
     durability: Durability,
     available: AtomicBool,
+    /// Whether the disk has room for refusals.
+    room: AtomicBool,
     queue: Mutex<Queue>,
+    flood: Mutex<Flood>,
     wake: Condvar,
+    pub(crate) metrics: Metrics,
+    pub(crate) committed: watch::Sender<u64>,
 }
 
 struct Queue {
     records: Vec<Queued>,
     bytes: usize,
-    next_number: u64,
-    last_at_ms: i64,
+    clock: Clock,
     /// Why appends are refused, while they are.
     unavailable: Option<Arc<str>>,
     closed: bool,
 }
 
 impl Shared {
-    fn new(durability: Durability, next_number: u64, last_at_ms: i64) -> Self {
+    fn new(options: &Options, last_at_ms: i64, metrics: Metrics) -> Self {
         let queue = Queue {
             records: Vec::new(),
             bytes: 0,
-            next_number,
-            last_at_ms,
+            clock: Clock::new(last_at_ms),
             unavailable: None,
             closed: false,
         };
+        metrics.available.set(1);
         Self {
-            durability,
+            durability: options.durability,
             available: AtomicBool::new(true),
+            room: AtomicBool::new(true),
             queue: Mutex::new(queue),
+            flood: Mutex::new(Flood::new(options.refusals_per_minute_max)),
             wake: Condvar::new(),
+            metrics,
+            committed: watch::channel(0).0,
         }
     }
 
@@ -295,15 +384,32 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, json: Vec<u8>) -> Result<Receipt, Error> {
+    fn flood(&self) -> MutexGuard<'_, Flood> {
+        self.flood.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a refusal is to be written; else it was counted.
+    fn admits(&self, event: &Event) -> bool {
+        let room = self.room.load(Ordering::Relaxed);
+        let admitted = self.flood().admits(event, crate::clock::now_ms(), room);
+        if !admitted {
+            self.metrics.refusals_counted.inc();
+        }
+        admitted
+    }
+
+    pub(crate) fn push(&self, json: Vec<u8>, is_refusal: bool) -> Result<Receipt, Error> {
         let mut queue = self.lock();
-        if let Some(reason) = queue.refusal(json.len()) {
+        if let Some(reason) = queue.refusal(json.len(), is_refusal) {
+            drop(queue);
+            self.metrics.records_refused.inc();
             return Err(Error::Unavailable { reason });
         }
-        let number = queue.next_number;
-        queue.next_number += 1;
-        queue.last_at_ms = queue.last_at_ms.max(now_ms());
-        queue.bytes += json.len() + RECORD_OVERHEAD_BYTES;
+        let (at_ms, step) = queue.clock.read();
+        if let Some(step) = step.and_then(|step| encode(&step).ok()) {
+            tracing::warn!("audit log: the system's clock was set");
+            queue.put(at_ms, step, None);
+        }
         let (waiter, waiting) = match self.durability {
             Durability::BeforeResponse => {
                 let (waiter, waiting) = oneshot::channel();
@@ -311,19 +417,22 @@ impl Shared {
             }
             Durability::Async => (None, None),
         };
-        let at_ms = queue.last_at_ms;
-        queue.records.push(Queued { number, at_ms, json, waiter });
+        queue.put(at_ms, json, waiter);
+        self.metrics.queue_records.set(i64::try_from(queue.records.len()).unwrap_or(i64::MAX));
+        self.metrics.queue_bytes.set(i64::try_from(queue.bytes).unwrap_or(i64::MAX));
         drop(queue);
-        self.wake.notify_all();
-        Ok(Receipt { number, waiting })
+        self.wake.notify_one();
+        Ok(Receipt { waiting, counted: false })
     }
 
-    /// Waits for work; `sync_due` is when the writer wants to be woken without any.
-    pub(crate) fn next(&self, sync_due: Option<Instant>) -> Work {
+    /// Waits for work, at most until `due`.
+    pub(crate) fn next(&self, due: Option<Instant>) -> Work {
         let mut queue = self.lock();
         loop {
             if !queue.records.is_empty() {
                 queue.bytes = 0;
+                self.metrics.queue_records.set(0);
+                self.metrics.queue_bytes.set(0);
                 return Work::Batch(std::mem::take(&mut queue.records));
             }
             if queue.closed {
@@ -336,14 +445,46 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner);
                 return if queue.closed { Work::End } else { Work::Recover };
             }
-            queue = match sync_due.map(|due| due.saturating_duration_since(Instant::now())) {
+            queue = match due.map(|due| due.saturating_duration_since(Instant::now())) {
                 None => self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
-                Some(Duration::ZERO) => return Work::SyncDue,
+                Some(Duration::ZERO) => return Work::Due,
                 Some(left) => {
                     self.wake.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
+    }
+
+    /// The time of a record that the log itself writes now; `None` while records wait that have
+    /// an earlier time and come after it.
+    pub(crate) fn at_ms(&self) -> Option<i64> {
+        let mut queue = self.lock();
+        queue.records.is_empty().then(|| queue.clock.read_only())
+    }
+
+    /// Says whether the disk has room for refusals.
+    pub(crate) fn set_room(&self, room: bool) {
+        self.room.store(room, Ordering::Relaxed);
+    }
+
+    /// Whether refusals were counted and wait to be written.
+    pub(crate) fn is_counting(&self) -> bool {
+        self.flood().is_counting()
+    }
+
+    /// Whether the disk has room for refusals.
+    pub(crate) fn has_room(&self) -> bool {
+        self.room.load(Ordering::Relaxed)
+    }
+
+    /// Takes what was counted.
+    pub(crate) fn take_counted(&self) -> Vec<Event> {
+        self.flood().take()
+    }
+
+    /// Gives back what was taken and could not be written.
+    pub(crate) fn put_back(&self, counted: Vec<Event>) {
+        self.flood().put_back(counted);
     }
 
     /// Refuses appends from now on, and hands back what is queued so that it can be failed too.
@@ -352,15 +493,16 @@ impl Shared {
         queue.unavailable = Some(Arc::clone(reason));
         queue.bytes = 0;
         self.available.store(false, Ordering::Release);
+        self.metrics.available.set(0);
         std::mem::take(&mut queue.records)
     }
 
-    /// Takes appends again; the next record gets `next_number`.
-    pub(crate) fn set_available(&self, next_number: u64) {
+    /// Takes appends again.
+    pub(crate) fn set_available(&self) {
         let mut queue = self.lock();
         queue.unavailable = None;
-        queue.next_number = next_number;
         self.available.store(true, Ordering::Release);
+        self.metrics.available.set(1);
     }
 
     fn close(&self) {
@@ -370,13 +512,19 @@ impl Shared {
 }
 
 impl Queue {
+    fn put(&mut self, at_ms: i64, json: Vec<u8>, waiter: Option<oneshot::Sender<Committed>>) {
+        self.bytes += json.len() + RECORD_OVERHEAD_BYTES;
+        self.records.push(Queued { number: 0, at_ms, json, appended: Instant::now(), waiter });
+    }
+
     /// Why an event of `bytes` can not be taken.
-    fn refusal(&self, bytes: usize) -> Option<Arc<str>> {
+    fn refusal(&self, bytes: usize, is_refusal: bool) -> Option<Arc<str>> {
+        let bytes_max = if is_refusal { QUEUE_BYTES_MAX / 2 } else { QUEUE_BYTES_MAX };
         if self.closed {
             Some(STOPPED.into())
         } else if self.unavailable.is_some() {
             self.unavailable.clone()
-        } else if self.bytes + bytes > QUEUE_BYTES_MAX {
+        } else if self.bytes + bytes > bytes_max {
             Some("the disk is too slow: the queue of records is full".into())
         } else {
             None
@@ -384,19 +532,20 @@ impl Queue {
     }
 }
 
-/// Owns the writer thread.
+/// Owns the threads of the writer and its keeper.
 struct Handle {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<(JoinHandle<()>, Keeper)>>,
 }
 
 impl Handle {
     fn stop(&self) {
         self.shared.close();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        let threads = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((writer, keeper)) = threads {
             // The writer's own end has already told waiting receipts if it panicked.
-            let _ = thread.join();
+            let _ = writer.join();
+            keeper.stop();
         }
     }
 }
@@ -405,10 +554,6 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-pub(crate) fn now_ms() -> i64 {
-    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 
 pub(crate) const STOPPED: &str = "the log was closed";

@@ -1,132 +1,251 @@
-//! The one thread that writes: composes lines, chains their hashes, writes and syncs a whole batch
-//! at once, begins new segments, and finds back to a sound state after a failure.
+//! The one thread that writes: composes lines, hashes them into chain and tree, writes and syncs a
+//! whole batch at once, signs checkpoints, begins new segments, and finds back to a sound state
+//! after a failure.
 //!
 //! Two positions matter. `head` is what was written, `durable` what was synced. After a failed
 //! sync nothing written since the last good one can be trusted (the kernel may have dropped the
 //! pages and still call the next sync a success), so the segment is cut back to `durable` and a new
 //! one is begun.
+//!
+//! A checkpoint is the last record of the batch it covers and reaches the disk with it, at no
+//! further sync.
+//!
+//! INVARIANT: a checkpoint leaves the log (file `checkpoint`) only when it and what it covers are
+//! durable: a loss of power never makes the log shorter than a head that somebody has seen.
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-use crate::encoding::{self, GENESIS};
+use crate::clock::now_ms;
+use crate::encoding;
+use crate::entry::Event;
+use crate::flood::FLUSH_INTERVAL;
+use crate::keeper::Told;
 use crate::log::{
-    DISK_RESERVE_BYTES, Durability, Error, Options, Queued, STOPPED, SYNC_INTERVAL, Shared,
-    UNSYNCED_RECORDS_MAX, Work, now_ms,
+    DISK_RESERVE_BYTES, Durability, Error, Options, PERMIT_RESERVE_BYTES, Queued, STOPPED,
+    SYNC_INTERVAL, Shared, UNSYNCED_RECORDS_MAX, Work, encode,
 };
-use crate::segment::{self, Disk, Position};
+use crate::metrics::Metrics;
+use crate::segment::{self, Disk, Open, Position};
 
 /// The writer's side of a log.
 pub(crate) struct Writer {
     disk: Disk,
     dir: PathBuf,
     options: Options,
+    metrics: Metrics,
     shared: Option<Arc<Shared>>,
+    keeper: Option<Sender<Told>>,
     file: File,
     head: Position,
     durable: Position,
     /// When the oldest unsynced record was written.
     unsynced_since: Option<Instant>,
+    /// When the oldest record without a checkpoint was written.
+    uncovered_since: Option<Instant>,
+    /// The newest checkpoint, while it is not durable.
+    unseen: Option<String>,
+    /// When refusals began to be counted.
+    counting_since: Option<Instant>,
+    /// What the log has to say about itself when it can.
+    own: Vec<Event>,
+    /// A batch is being written: its records have earlier times than now.
+    in_batch: bool,
     /// A sync failed: nothing after `durable` can be trusted.
     distrusted: bool,
-    /// The last reason that was logged, so that each is logged once.
-    told: Option<Arc<str>>,
+    /// The outage that lasts: its reason, since when, and how many records were refused.
+    outage: Option<(Arc<str>, i64, u64)>,
     /// Held open: the lock ends with the writer.
     _lock: File,
 }
 
 impl Writer {
-    /// Takes the lock and continues the log, or begins it. Also returns the time of its last line.
-    pub(crate) fn open(disk: Disk, dir: &Path, options: Options) -> Result<(Self, i64), Error> {
+    /// Takes the lock and continues the log, or begins it.
+    pub(crate) fn open(
+        disk: Disk,
+        dir: &Path,
+        options: Options,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
         if !encoding::is_source_name(&options.source) {
             return Err(Error::BadSource(options.source));
         }
         segment::create_dir(dir)?;
         let lock = lock(dir)?;
+        segment::set_format_1_aside(dir)?;
         let segments =
             encoding::list_segments(dir).map_err(|source| Error::io("list", dir, source))?;
-        let (file, head) = match segments.last() {
-            Some((_, path)) => segment::resume(&disk, dir, path, &options.source)?,
-            None => segment::begin(&disk, dir, &options.source, &origin())?,
+        let mut own = Vec::new();
+        let mut unseen = None;
+        let (file, head) = match &segments[..] {
+            [] => segment::begin(&disk, dir, &options.source, &Position::origin(now_ms()))?,
+            [before @ .., (_, last)] => {
+                let open = before.last().map(|(_, path)| Open::of_segment(path));
+                let open = open.unwrap_or_default();
+                let resumed = segment::resume(&disk, dir, last, &options.source, open)?;
+                own.extend(resumed.cut);
+                own.extend(resumed.open.events());
+                // The last end may have come before it was shown.
+                unseen = resumed.note;
+                (resumed.file, resumed.end)
+            }
         };
-        let writer = Self {
+        let uncovered = head.covered < head.tree.size();
+        Ok(Self {
             disk,
             dir: dir.to_owned(),
             options,
+            metrics,
             shared: None,
+            keeper: None,
             file,
+            durable: head.clone(),
             head,
-            durable: head,
             unsynced_since: None,
+            uncovered_since: uncovered.then(Instant::now),
+            unseen,
+            counting_since: None,
+            own,
+            in_batch: false,
             distrusted: false,
-            told: None,
+            outage: None,
             _lock: lock,
-        };
-        Ok((writer, head.at_ms))
+        })
     }
 
-    /// The number of the next record.
-    pub(crate) fn next_number(&self) -> u64 {
-        self.head.next_number
+    /// The time of the last line, Unix milliseconds.
+    pub(crate) fn last_at_ms(&self) -> i64 {
+        self.head.at_ms
     }
 
-    /// Joins the writer to the queue it serves.
-    pub(crate) fn attach(&mut self, shared: Arc<Shared>) {
+    /// Number of records on disk.
+    pub(crate) fn records_on_disk(&self) -> u64 {
+        self.durable.tree.size()
+    }
+
+    /// Joins the writer to the queue it serves, and to the keeper of what it leaves behind.
+    pub(crate) fn attach(&mut self, shared: Arc<Shared>, keeper: Sender<Told>) {
         self.shared = Some(shared);
+        self.keeper = Some(keeper);
     }
 
     /// Serves the queue until it is closed.
     pub(crate) fn run(mut self) {
         let Some(shared) = self.shared.clone() else { return };
+        if let Some(note) = self.unseen.take() {
+            self.tell_keeper(Told::Checkpoint(note));
+        }
         loop {
-            let sync_due = self.unsynced_since.map(|since| since + SYNC_INTERVAL);
-            match shared.next(sync_due) {
-                Work::Batch(batch) => self.commit(&shared, batch),
-                Work::SyncDue => {
-                    if let Err(failure) = self.sync() {
-                        self.fail(&shared, Vec::new(), &failure);
-                    }
+            let done = match shared.next(self.due()) {
+                Work::Batch(batch) => {
+                    self.commit(&shared, batch);
+                    self.attend(&shared)
                 }
-                Work::Recover => self.recover(&shared),
+                Work::Due => self.look_at_disk(&shared).and_then(|_| self.attend(&shared)),
+                Work::Recover => {
+                    self.recover(&shared);
+                    Ok(())
+                }
                 Work::End => break,
+            };
+            if let Err(failure) = done {
+                self.fail(&shared, Vec::new(), &failure);
             }
         }
-        if let Err(failure) = self.sync() {
+        if let Err(failure) = self.finish(&shared) {
             self.fail(&shared, Vec::new(), &failure);
         }
     }
 
-    fn commit(&mut self, shared: &Shared, batch: Vec<Queued>) {
-        match self.store(&batch) {
-            Ok(()) => answer(batch, &Ok(())),
+    /// When the writer has something to do even if no record comes.
+    fn due(&self) -> Option<Instant> {
+        if !self.own.is_empty() {
+            return Some(Instant::now());
+        }
+        let sync = self.unsynced_since.map(|since| since + SYNC_INTERVAL);
+        let cover = self.uncovered_since.map(|since| since + self.options.checkpoint_interval);
+        // Counting begins without a word to the writer, so it looks now and then.
+        let flush = Some(self.counting_since.unwrap_or_else(Instant::now) + FLUSH_INTERVAL);
+        [sync, cover, flush].into_iter().flatten().min()
+    }
+
+    /// Does what is due.
+    fn attend(&mut self, shared: &Shared) -> Result<(), Error> {
+        self.write_own(shared)?;
+        if is_over(self.unsynced_since, SYNC_INTERVAL) {
+            self.sync()?;
+        }
+        if !shared.is_counting() || !shared.has_room() {
+            self.counting_since = None;
+        } else if is_over(self.counting_since, FLUSH_INTERVAL) {
+            self.write_counted(shared)?;
+        } else {
+            self.counting_since.get_or_insert_with(Instant::now);
+        }
+        if self.is_checkpoint_due(&self.head) {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// The last words: everything counted, everything on disk, and a checkpoint over it.
+    fn finish(&mut self, shared: &Shared) -> Result<(), Error> {
+        if self.outage.is_some() {
+            return self.sync();
+        }
+        self.write_own(shared)?;
+        if shared.is_counting() {
+            self.write_counted(shared)?;
+        }
+        if self.head.covered < self.head.tree.size() {
+            self.checkpoint()?;
+        }
+        self.sync()
+    }
+
+    fn commit(&mut self, shared: &Shared, mut batch: Vec<Queued>) {
+        self.in_batch = true;
+        let stored = self.store(shared, &mut batch);
+        self.in_batch = false;
+        match stored {
+            Ok(()) => self.answer_stored(batch),
             Err(failure) => self.fail(shared, batch, &failure),
         }
     }
 
-    fn store(&mut self, batch: &[Queued]) -> Result<(), Error> {
-        self.check_reserve()?;
+    fn answer_stored(&self, batch: Vec<Queued>) {
+        self.metrics.records.inc_by(batch.len() as u64);
+        self.metrics.group_records.observe(batch.len() as f64);
+        for record in &batch {
+            self.metrics.append_seconds.observe(record.appended.elapsed().as_secs_f64());
+        }
+        answer(batch, &Ok(()));
+    }
+
+    fn store(&mut self, shared: &Shared, batch: &mut [Queued]) -> Result<(), Error> {
+        self.check_reserve(shared)?;
         let mut buffer = Vec::with_capacity(batch.iter().map(|r| r.json.len() + 256).sum());
-        let mut end = self.head;
+        let mut end = self.head.clone();
         for record in batch {
             if end.length >= self.options.segment_bytes_max {
+                self.cover(&mut buffer, &mut end)?;
                 self.write(&buffer, end)?;
                 buffer.clear();
                 self.rotate()?;
-                end = self.head;
+                end = self.head.clone();
             }
-            let start = buffer.len();
-            let at = encoding::at_text(record.at_ms);
-            end.hash =
-                encoding::write_record(&mut buffer, record.number, &at, &end.hash, &record.json);
-            end.length += (buffer.len() - start) as u64;
-            end.next_number = record.number + 1;
-            end.at_ms = record.at_ms;
+            record.number = end.next_number();
+            compose(&mut buffer, &mut end, record.at_ms, &record.json);
+        }
+        if self.is_checkpoint_due(&end) {
+            self.cover(&mut buffer, &mut end)?;
         }
         self.write(&buffer, end)?;
-        let unsynced = self.head.next_number - self.durable.next_number;
+        let unsynced = self.head.tree.size() - self.durable.tree.size();
         match self.options.durability {
             Durability::BeforeResponse => self.sync(),
             Durability::Async if unsynced >= UNSYNCED_RECORDS_MAX => self.sync(),
@@ -134,9 +253,92 @@ impl Writer {
         }
     }
 
-    fn check_reserve(&self) -> Result<(), Error> {
+    /// Writes one record of the log's own.
+    fn write_event(&mut self, shared: &Shared, event: &Event) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        let mut end = self.head.clone();
+        let now_ms = if self.in_batch { None } else { shared.at_ms() };
+        let at_ms = now_ms.map_or(end.at_ms, |now_ms| now_ms.max(end.at_ms));
+        compose(&mut buffer, &mut end, at_ms, &encode(event)?);
+        self.metrics.records.inc();
+        self.write(&buffer, end)
+    }
+
+    fn write_own(&mut self, shared: &Shared) -> Result<(), Error> {
+        while let Some(event) = self.own.first().cloned() {
+            self.write_event(shared, &event)?;
+            self.own.remove(0);
+            if self.own.is_empty() {
+                self.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_counted(&mut self, shared: &Shared) -> Result<(), Error> {
+        let mut counted = shared.take_counted();
+        self.counting_since = None;
+        while let Some(event) = counted.pop() {
+            if let Err(failure) = self.write_event(shared, &event) {
+                counted.push(event);
+                shared.put_back(counted);
+                return Err(failure);
+            }
+        }
+        self.sync()
+    }
+
+    fn is_checkpoint_due(&self, end: &Position) -> bool {
+        let uncovered = end.tree.size() - end.covered;
+        uncovered >= self.options.checkpoint_records_max
+            || uncovered > 0 && is_over(self.uncovered_since, self.options.checkpoint_interval)
+    }
+
+    /// Puts a checkpoint over everything written on disk.
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        let mut buffer = Vec::new();
+        let mut end = self.head.clone();
+        self.cover(&mut buffer, &mut end)?;
+        self.write(&buffer, end)?;
+        self.sync()
+    }
+
+    /// Signs everything before `end` and composes the record of that.
+    fn cover(&mut self, buffer: &mut Vec<u8>, end: &mut Position) -> Result<(), Error> {
+        let size = end.tree.size();
+        if end.covered >= size {
+            return Ok(());
+        }
+        let time = encoding::at_text(now_ms());
+        match self.options.key.sign(size, end.tree.root(), &time) {
+            Ok(signed) => {
+                let note = signed.note().to_owned();
+                compose(buffer, end, end.at_ms, &encode(&Event::Checkpoint { note })?);
+                self.unseen = Some(signed.note().to_owned());
+                self.metrics.records.inc();
+            }
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::error!(error, "audit log: a checkpoint could not be signed");
+            }
+        }
+        // Its own record needs no further one.
+        end.covered = end.tree.size();
+        Ok(())
+    }
+
+    /// Asks for the free bytes of the file system.
+    fn look_at_disk(&self, shared: &Shared) -> Result<u64, Error> {
         let free = (self.disk.free_bytes)(&self.dir)
             .map_err(|source| Error::io("ask for the free space of", &self.dir, source))?;
+        let left = free.saturating_sub(DISK_RESERVE_BYTES);
+        self.metrics.disk_free_bytes.set(i64::try_from(left).unwrap_or(i64::MAX));
+        shared.set_room(left >= PERMIT_RESERVE_BYTES);
+        Ok(free)
+    }
+
+    fn check_reserve(&self, shared: &Shared) -> Result<(), Error> {
+        let free = self.look_at_disk(shared)?;
         if free >= DISK_RESERVE_BYTES {
             return Ok(());
         }
@@ -154,8 +356,15 @@ impl Writer {
         }
         (self.disk.write)(&self.file, lines)
             .map_err(|source| Error::io("write", &self.path(), source))?;
+        let now = Instant::now();
+        self.unsynced_since.get_or_insert(now);
+        if end.covered < end.tree.size() {
+            self.uncovered_since.get_or_insert(now);
+            self.metrics.uncovered(now);
+        } else {
+            self.uncovered_since = None;
+        }
         self.head = end;
-        self.unsynced_since.get_or_insert_with(Instant::now);
         Ok(())
     }
 
@@ -168,9 +377,20 @@ impl Writer {
             self.distrusted = true;
             return Err(Error::io("sync", &self.path(), source));
         }
-        self.durable = self.head;
+        self.set_durable();
         self.unsynced_since = None;
         Ok(())
+    }
+
+    fn set_durable(&mut self) {
+        self.durable = self.head.clone();
+        if let Some(shared) = &self.shared {
+            shared.committed.send_replace(self.durable.tree.size());
+        }
+        if let Some(note) = self.unseen.take() {
+            self.metrics.checkpointed();
+            self.tell_keeper(Told::Checkpoint(note));
+        }
     }
 
     fn rotate(&mut self) -> Result<(), Error> {
@@ -178,19 +398,33 @@ impl Writer {
         let (file, head) = segment::begin(&self.disk, &self.dir, &self.options.source, &self.head)?;
         self.file = file;
         self.head = head;
-        self.durable = head;
+        self.set_durable();
+        self.tell_keeper(Told::SegmentClosed);
         Ok(())
+    }
+
+    fn tell_keeper(&self, told: Told) {
+        if let Some(keeper) = &self.keeper {
+            // What a keeper that ended leaves undone is done at the next start.
+            let _ = keeper.send(told);
+        }
     }
 
     /// Refuses what waits and is not on disk, and every append until [`Writer::recover`] succeeds.
     fn fail(&mut self, shared: &Shared, batch: Vec<Queued>, failure: &Error) {
         let reason: Arc<str> = chain(failure).into();
         let queued = shared.set_unavailable(&reason);
+        let first = batch.iter().map(|record| record.number).find(|number| *number > 0);
+        let first = first.unwrap_or(self.head.next_number());
         self.salvage();
-        let next = self.durable.next_number;
+        let next = self.durable.next_number();
+        let is_stored = |record: &Queued| record.number > 0 && record.number < next;
         let (stored, refused): (Vec<_>, Vec<_>) =
-            batch.into_iter().chain(queued).partition(|record| record.number < next);
-        self.tell(&reason, refused.len());
+            batch.into_iter().chain(queued).partition(is_stored);
+        // Records of earlier batches that were never synced are lost too.
+        let lost = refused.len() as u64 + first.saturating_sub(next);
+        self.tell(&reason, lost);
+        self.metrics.records_refused.inc_by(lost);
         answer(stored, &Ok(()));
         answer(refused, &Err(reason));
     }
@@ -202,31 +436,37 @@ impl Writer {
             (self.disk.sync)(file)
         };
         if !self.distrusted && cut(&self.file, self.head.length).is_ok() {
-            self.durable = self.head;
+            self.set_durable();
         } else {
             self.distrusted = true;
         }
+        // A checkpoint that did not reach the disk was never made.
+        self.unseen = None;
         self.unsynced_since = None;
     }
 
     /// Tries to write again; on success appends are taken again.
     fn recover(&mut self, shared: &Shared) {
-        match self.restore() {
+        match self.restore(shared) {
             Ok(()) => {
                 tracing::warn!(
                     dir = %self.dir.display(),
-                    next_record = self.head.next_number,
+                    next_record = self.head.next_number(),
                     "audit log: available again"
                 );
-                self.told = None;
-                shared.set_available(self.head.next_number);
+                if let Some((reason, since_ms, refused)) = self.outage.take() {
+                    let since = encoding::at_text(since_ms);
+                    let reason = reason.to_string();
+                    self.own.push(Event::Unavailable { reason, since, refused });
+                }
+                shared.set_available();
             }
             Err(failure) => self.tell(&chain(&failure).into(), 0),
         }
     }
 
-    fn restore(&mut self) -> Result<(), Error> {
-        self.check_reserve()?;
+    fn restore(&mut self, shared: &Shared) -> Result<(), Error> {
+        self.check_reserve(shared)?;
         if self.distrusted {
             let path = self.path();
             let io_error = |doing| {
@@ -236,7 +476,7 @@ impl Writer {
             let file = segment::open_for_append(&path).map_err(io_error("open"))?;
             file.set_len(self.durable.length).map_err(io_error("cut"))?;
             (self.disk.sync)(&file).map_err(io_error("sync"))?;
-            self.head = self.durable;
+            self.head = self.durable.clone();
             self.rotate()?;
             self.distrusted = false;
         } else if self.head.length >= self.options.segment_bytes_max {
@@ -249,16 +489,19 @@ impl Writer {
         self.dir.join(encoding::segment_name(self.head.segment))
     }
 
-    fn tell(&mut self, reason: &Arc<str>, refused: usize) {
-        if self.told.as_ref() != Some(reason) {
+    fn tell(&mut self, reason: &Arc<str>, refused: u64) {
+        let known = self.outage.take();
+        if known.as_ref().is_none_or(|(known, ..)| known != reason) {
             tracing::error!(
                 dir = %self.dir.display(),
                 %reason,
                 records_refused = refused,
                 "audit log: unavailable"
             );
-            self.told = Some(Arc::clone(reason));
         }
+        let (since_ms, before) =
+            known.map_or((now_ms(), 0), |(_, since, refused)| (since, refused));
+        self.outage = Some((Arc::clone(reason), since_ms, before + refused));
     }
 }
 
@@ -278,9 +521,16 @@ fn answer(batch: Vec<Queued>, committed: &Result<(), Arc<str>>) {
     }
 }
 
-/// The position before the first segment.
-fn origin() -> Position {
-    Position { segment: 0, length: 0, hash: GENESIS, next_number: 1, at_ms: now_ms() }
+/// Appends the line of the next record.
+fn compose(buffer: &mut Vec<u8>, end: &mut Position, at_ms: i64, json: &[u8]) {
+    let start = buffer.len();
+    let at = encoding::at_text(at_ms);
+    let leaf = encoding::write_record(buffer, end.next_number(), &at, &end.prev, json);
+    end.advance(leaf, buffer.len() - start, at_ms);
+}
+
+fn is_over(since: Option<Instant>, interval: std::time::Duration) -> bool {
+    since.is_some_and(|since| since.elapsed() >= interval)
 }
 
 fn lock(dir: &Path) -> Result<File, Error> {
@@ -321,7 +571,8 @@ fn chain(error: &Error) -> String {
         | Error::OtherSource { .. }
         | Error::Damaged { .. }
         | Error::TooLong { .. }
-        | Error::Encode(_) => error.to_string(),
+        | Error::Encode(_)
+        | Error::Metrics(_) => error.to_string(),
     };
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -7,11 +7,57 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 
 use super::*;
-use crate::encoding::{self, FORMAT, GENESIS, Header, segment_name};
-use crate::{Problem, read, verify};
+use std::sync::OnceLock;
 
+use crate::clock::now_ms;
+use crate::encoding::{self, FORMAT, GENESIS, Header, segment_name};
+use crate::entry::{ALLOW, Actor, DENY, Object};
+use crate::{Entry, Problem, Summary, VerifyError, latest_checkpoint, read};
+
+/// The key of every log that the tests write.
+pub(crate) fn key() -> CheckpointKey {
+    static KEY: OnceLock<CheckpointKey> = OnceLock::new();
+    KEY.get_or_init(|| match std::env::var_os("AUDIT_LOG_TEST_KEY") {
+        Some(path) => CheckpointKey::load(Path::new(&path)).unwrap(),
+        None => CheckpointKey::parse(&key_text(), "the tests' key").unwrap(),
+    })
+    .clone()
+}
+
+fn key_text() -> String {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    let generate = || CheckpointKey::generate("sekisho.test/audit/test").unwrap().1;
+    TEXT.get_or_init(generate).clone()
+}
+
+/// Writes the key to where a program started by a test finds it.
+fn store_key(path: &Path) {
+    std::fs::write(path, key_text()).unwrap();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).unwrap();
+}
+
+/// Options under which a checkpoint is written at the end of a segment and at close only.
 pub(crate) fn options(durability: Durability, segment_bytes_max: u64) -> Options {
-    Options { durability, segment_bytes_max, source: "test".into() }
+    Options {
+        durability,
+        segment_bytes_max,
+        checkpoint_interval: Duration::from_secs(3600),
+        ..Options::new("test", key())
+    }
+}
+
+fn verify(dir: &Path) -> Result<Summary, VerifyError> {
+    crate::verify(dir, key().verifying_key())
+}
+
+fn events(dir: &Path) -> Vec<Event> {
+    read(dir).map(|entry| entry.unwrap().event).collect()
+}
+
+/// The segment's file in whichever form it has by now.
+fn segment(dir: &Path, number: u64) -> PathBuf {
+    let segments = encoding::list_segments(dir).unwrap();
+    segments.into_iter().find(|(found, _)| *found == number).unwrap().1
 }
 
 fn open(dir: &Path) -> AuditLog {
@@ -23,14 +69,13 @@ fn started(version: &str) -> Event {
 }
 
 fn versions(dir: &Path) -> Vec<String> {
-    read(dir)
-        .map(|entry| {
-            let Event::ServiceStarted { version } = entry.unwrap().event else {
-                panic!("an event that no test appends");
-            };
-            version
-        })
-        .collect()
+    let version =
+        |event| if let Event::ServiceStarted { version } = event { Some(version) } else { None };
+    events(dir).into_iter().filter_map(version).collect()
+}
+
+fn append(log: &AuditLog, version: &str) {
+    log.append(&started(version)).unwrap().durable_blocking().unwrap();
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -45,18 +90,23 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 fn records_come_back_in_order_with_their_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
+    let mut committed = log.committed();
     for number in 1..=3 {
-        let receipt = log.append(&started(&number.to_string())).unwrap();
-        assert_eq!(receipt.durable_blocking().unwrap(), number);
+        append(&log, &number.to_string());
+        assert_eq!(*committed.borrow_and_update(), number);
     }
     log.close();
     assert_eq!(versions(dir.path()), ["1", "2", "3"]);
-    let entries: Vec<_> = read(dir.path()).map(Result::unwrap).collect();
-    assert_eq!(entries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2, 3]);
+    let entries: Vec<Entry> = read(dir.path()).map(Result::unwrap).collect();
+    assert_eq!(entries.iter().map(|entry| entry.number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(matches!(entries[3].event, Event::Checkpoint { .. }));
     let summary = verify(dir.path()).unwrap();
-    assert_eq!((summary.records, summary.segments), (3, 1));
-    assert_eq!(summary.head, entries[2].hash);
-    assert_eq!(summary.last_at.as_ref(), Some(&entries[2].at));
+    assert_eq!((summary.records, summary.segments), (4, 1));
+    assert_eq!(summary.head, entries[3].hash);
+    assert_eq!(summary.last_at.as_ref(), Some(&entries[3].at));
+    assert_eq!(*committed.borrow_and_update(), 4);
+    let head = latest_checkpoint(dir.path(), key().verifying_key()).unwrap().unwrap();
+    assert_eq!((head.size(), head.origin()), (3, "sekisho.test/audit/test"));
 }
 
 #[test]
@@ -74,12 +124,15 @@ fn folder_and_files_are_readable_by_their_owner_only() {
 #[test]
 fn a_reopened_log_continues_its_chain() {
     let dir = tempfile::tempdir().unwrap();
-    for round in 1..=3u64 {
+    for _ in 1..=3 {
         let log = open(dir.path());
-        assert_eq!(log.append(&started("x")).unwrap().durable_blocking().unwrap(), round);
+        append(&log, "x");
         log.close();
     }
-    assert_eq!(verify(dir.path()).unwrap().records, 3);
+    assert_eq!(versions(dir.path()), ["x", "x", "x"]);
+    // Three records, each under a checkpoint; an opening and closing without any adds nothing.
+    open(dir.path()).close();
+    assert_eq!(verify(dir.path()).unwrap().records, 6);
 }
 
 #[test]
@@ -88,22 +141,23 @@ fn segments_rotate_by_bytes_and_the_chain_goes_through() {
     let log = AuditLog::open(dir.path(), options(Durability::BeforeResponse, 1000)).unwrap();
     let receipts: Vec<_> =
         (0..40).map(|n: u32| log.append(&started(&n.to_string())).unwrap()).collect();
-    for (at, receipt) in (1..).zip(receipts) {
-        assert_eq!(receipt.durable_blocking().unwrap(), at);
+    for receipt in receipts {
+        receipt.durable_blocking().unwrap();
     }
     log.close();
     let summary = verify(dir.path()).unwrap();
-    assert_eq!(summary.records, 40);
     assert!(summary.segments > 5, "{summary:?}");
+    assert_eq!(summary.records, 40 + summary.segments, "a checkpoint closes each segment");
     assert_eq!(versions(dir.path()), (0..40).map(|n| n.to_string()).collect::<Vec<_>>());
     for (_, path) in encoding::list_segments(dir.path()).unwrap() {
-        assert!(std::fs::metadata(path).unwrap().len() < 1000 + 400);
+        assert!(std::fs::metadata(path).unwrap().len() < 1000 + 1200);
     }
     // It continues in the last segment, or in the next.
     let log = AuditLog::open(dir.path(), options(Durability::BeforeResponse, 1000)).unwrap();
-    assert_eq!(log.append(&started("40")).unwrap().durable_blocking().unwrap(), 41);
+    append(&log, "40");
     log.close();
-    assert_eq!(verify(dir.path()).unwrap().records, 41);
+    verify(dir.path()).unwrap();
+    assert_eq!(versions(dir.path()).len(), 41);
 }
 
 #[test]
@@ -111,24 +165,33 @@ fn a_tail_torn_at_any_byte_is_named_cut_and_kept_aside() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     for version in ["1", "2", "3"] {
-        log.append(&started(version)).unwrap().durable_blocking().unwrap();
+        append(&log, version);
     }
     log.close();
     let path = dir.path().join(segment_name(1));
     let whole = std::fs::read(&path).unwrap();
-    let last = whole[..whole.len() - 1].iter().rposition(|byte| *byte == b'\n').unwrap() + 1;
-    for cut in last + 1..whole.len() {
+    // The closing checkpoint goes, and the file that says how far it went: as if the power had
+    // gone before.
+    std::fs::remove_file(dir.path().join(encoding::CHECKPOINT_FILE)).unwrap();
+    let line_end = |before: usize| whole[..before].iter().rposition(|byte| *byte == b'\n').unwrap();
+    let end = line_end(whole.len() - 1) + 1;
+    let last = line_end(end - 1) + 1;
+    for cut in last + 1..end {
         std::fs::write(&path, &whole[..cut]).unwrap();
         let error = verify(dir.path()).unwrap_err();
         assert!(matches!(error.problem, Problem::TornTail { .. }), "{cut}: {error}");
         assert_eq!((error.line, error.record), (4, Some(3)));
         let log = open(dir.path());
-        assert_eq!(log.append(&started("new")).unwrap().durable_blocking().unwrap(), 3);
+        append(&log, "new");
         log.close();
         assert_eq!(versions(dir.path()), ["1", "2", "new"]);
+        let cut_event =
+            Event::TailCut { segment: segment_name(1), bytes: (cut - last) as u64, last_record: 2 };
+        assert!(events(dir.path()).contains(&cut_event));
         verify(dir.path()).unwrap();
         let kept = dir.path().join(format!("00000001.cut-{last}"));
         assert_eq!(std::fs::read(&kept).unwrap(), &whole[last..cut]);
+        std::fs::remove_file(dir.path().join(encoding::CHECKPOINT_FILE)).unwrap();
     }
 }
 
@@ -136,7 +199,7 @@ fn a_tail_torn_at_any_byte_is_named_cut_and_kept_aside() {
 fn a_tail_of_zeros_is_cut_as_well() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
-    log.append(&started("1")).unwrap().durable_blocking().unwrap();
+    append(&log, "1");
     log.close();
     let path = dir.path().join(segment_name(1));
     let whole = std::fs::read(&path).unwrap();
@@ -147,7 +210,10 @@ fn a_tail_of_zeros_is_cut_as_well() {
             Problem::TornTail { .. } | Problem::NotARecord
         ));
         open(dir.path()).close();
-        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        assert!(std::fs::read(&path).unwrap().starts_with(&whole));
+        assert_eq!(versions(dir.path()), ["1"]);
+        verify(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join(encoding::CHECKPOINT_FILE)).unwrap();
     }
 }
 
@@ -156,7 +222,7 @@ fn damage_that_no_loss_of_power_explains_is_not_cut_but_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     for version in ["1", "2", "3"] {
-        log.append(&started(version)).unwrap().durable_blocking().unwrap();
+        append(&log, version);
     }
     log.close();
     let path = dir.path().join(segment_name(1));
@@ -201,18 +267,14 @@ fn concurrent_appends_leave_no_gap_and_keep_each_callers_order() {
         for caller in 0..8 {
             let log = log.clone();
             scope.spawn(move || {
-                let mut last = 0;
                 for turn in 0..100 {
-                    let receipt = log.append(&started(&format!("{caller}/{turn}"))).unwrap();
-                    let number = receipt.durable_blocking().unwrap();
-                    assert!(number > last);
-                    last = number;
+                    append(&log, &format!("{caller}/{turn}"));
                 }
             });
         }
     });
     log.close();
-    assert_eq!(verify(dir.path()).unwrap().records, 800);
+    verify(dir.path()).unwrap();
     let written = versions(dir.path());
     for caller in 0..8 {
         let prefix = format!("{caller}/");
@@ -262,13 +324,14 @@ async fn a_receipt_resolves_only_after_the_sync_and_one_sync_serves_many() {
     let others: Vec<_> =
         (0..50).map(|n: u32| log.append(&started(&n.to_string())).unwrap()).collect();
     slow.release.send(Ok(())).unwrap();
-    assert_eq!(first.await.unwrap(), 1);
+    first.await.unwrap();
     wait_until("the sync of the second batch", || slow.syncs.load(Ordering::SeqCst) == 3);
     slow.release.send(Ok(())).unwrap();
-    for (number, receipt) in (2..).zip(others) {
-        assert_eq!(receipt.durable().await.unwrap(), number);
+    for receipt in others {
+        receipt.durable().await.unwrap();
     }
     assert_eq!(slow.syncs.load(Ordering::SeqCst), 3, "50 records shared one sync");
+    drop(slow.release);
     log.close();
     verify(dir.path()).unwrap();
 }
@@ -281,7 +344,7 @@ fn a_failed_sync_fails_its_receipts_and_the_log_comes_back_by_itself() {
     let log =
         AuditLog::open_on(disk, dir.path(), options(Durability::BeforeResponse, 1 << 20)).unwrap();
     slow.release.send(Ok(())).unwrap();
-    log.append(&started("kept")).unwrap().durable_blocking().unwrap();
+    append(&log, "kept");
     let lost = log.append(&started("lost")).unwrap();
     slow.release.send(Err(std::io::Error::from_raw_os_error(5))).unwrap();
     let error = lost.durable_blocking().unwrap_err();
@@ -292,11 +355,20 @@ fn a_failed_sync_fails_its_receipts_and_the_log_comes_back_by_itself() {
     // Cut, sync, header of a new segment: from here on every sync succeeds.
     drop(slow.release);
     wait_until("recovery", || log.is_available());
-    assert_eq!(log.append(&started("after")).unwrap().durable_blocking().unwrap(), 2);
+    append(&log, "after");
     log.close();
     assert_eq!(versions(dir.path()), ["kept", "after"]);
-    let summary = verify(dir.path()).unwrap();
-    assert_eq!((summary.records, summary.segments), (2, 2));
+    assert_eq!(verify(dir.path()).unwrap().segments, 2);
+    let told = events(dir.path()).into_iter().find_map(|event| {
+        if let Event::Unavailable { reason, refused, .. } = event {
+            Some((reason, refused))
+        } else {
+            None
+        }
+    });
+    let (reason, refused) = told.unwrap();
+    assert!(reason.contains("sync"), "{reason}");
+    assert_eq!(refused, 1);
 }
 
 #[test]
@@ -317,14 +389,14 @@ fn a_full_disk_fails_the_batch_leaves_no_half_line_and_heals() {
     };
     let log =
         AuditLog::open_on(disk, dir.path(), options(Durability::BeforeResponse, 1 << 20)).unwrap();
-    log.append(&started("kept")).unwrap().durable_blocking().unwrap();
+    append(&log, "kept");
     full.store(true, Ordering::SeqCst);
     let error = log.append(&started("lost")).unwrap().durable_blocking().unwrap_err();
     assert!(error.to_string().contains("No space left"), "{error}");
-    assert_eq!(verify(dir.path()).unwrap().records, 1);
+    assert_eq!(versions(dir.path()), ["kept"]);
     full.store(false, Ordering::SeqCst);
     wait_until("recovery", || log.is_available());
-    assert_eq!(log.append(&started("after")).unwrap().durable_blocking().unwrap(), 2);
+    append(&log, "after");
     log.close();
     assert_eq!(versions(dir.path()), ["kept", "after"]);
     verify(dir.path()).unwrap();
@@ -339,7 +411,7 @@ fn a_breach_of_the_disk_reserve_makes_the_log_unavailable_until_there_is_room() 
         Disk { free_bytes: Box::new(move |_| Ok(told.load(Ordering::SeqCst))), ..Disk::real() };
     let log =
         AuditLog::open_on(disk, dir.path(), options(Durability::BeforeResponse, 1 << 20)).unwrap();
-    log.append(&started("1")).unwrap().durable_blocking().unwrap();
+    append(&log, "1");
     free.store(DISK_RESERVE_BYTES - 1, Ordering::SeqCst);
     let error = log.append(&started("2")).unwrap().durable_blocking().unwrap_err();
     assert!(error.to_string().contains("make room"), "{error}");
@@ -348,7 +420,7 @@ fn a_breach_of_the_disk_reserve_makes_the_log_unavailable_until_there_is_room() 
     assert!(!log.is_available(), "still no room");
     free.store(DISK_RESERVE_BYTES, Ordering::SeqCst);
     wait_until("recovery", || log.is_available());
-    assert_eq!(log.append(&started("3")).unwrap().durable_blocking().unwrap(), 2);
+    append(&log, "3");
     log.close();
     assert_eq!(versions(dir.path()), ["1", "3"]);
     assert_eq!(verify(dir.path()).unwrap().segments, 1);
@@ -360,15 +432,15 @@ fn records_on_disk_before_a_failed_rotation_are_confirmed_and_it_heals() {
     let log = AuditLog::open(dir.path(), options(Durability::BeforeResponse, 400)).unwrap();
     let obstacle = dir.path().join(segment_name(2));
     std::fs::create_dir(&obstacle).unwrap();
-    log.append(&started("1")).unwrap().durable_blocking().unwrap();
+    append(&log, "1");
     let error = log.append(&started("2")).unwrap().durable_blocking().unwrap_err();
     assert!(error.to_string().contains("00000002.jsonl"), "{error}");
     std::fs::remove_dir(&obstacle).unwrap();
     wait_until("recovery", || log.is_available());
-    assert_eq!(log.append(&started("3")).unwrap().durable_blocking().unwrap(), 2);
+    append(&log, "3");
     log.close();
     assert_eq!(versions(dir.path()), ["1", "3"]);
-    assert_eq!(verify(dir.path()).unwrap().segments, 2);
+    assert!(verify(dir.path()).unwrap().segments >= 2);
 }
 
 #[test]
@@ -382,10 +454,11 @@ fn time_in_the_log_does_not_go_back_with_the_clock() {
         first: 1,
         at: future.clone(),
         prev: encoding::hash_text(&GENESIS),
+        tree: Vec::new(),
     };
-    std::fs::write(dir.path().join(segment_name(1)), encoding::header_line(&header).0).unwrap();
+    std::fs::write(dir.path().join(segment_name(1)), encoding::header_line(&header)).unwrap();
     let log = open(dir.path());
-    log.append(&started("1")).unwrap().durable_blocking().unwrap();
+    append(&log, "1");
     log.close();
     assert_eq!(read(dir.path()).next().unwrap().unwrap().at, future);
     verify(dir.path()).unwrap();
@@ -404,15 +477,16 @@ fn async_receipts_come_at_once_and_the_sync_follows_without_further_appends() {
         ..Disk::real()
     };
     let log = AuditLog::open_on(disk, dir.path(), options(Durability::Async, 1 << 20)).unwrap();
-    for number in 1..=10 {
-        assert_eq!(log.append(&started("x")).unwrap().durable_blocking().unwrap(), number);
+    for _ in 0..10 {
+        append(&log, "x");
     }
     wait_until("the sync of the batch", || syncs.load(Ordering::SeqCst) >= 2);
-    log.append(&started("last")).unwrap().durable_blocking().unwrap();
+    append(&log, "last");
     let before = syncs.load(Ordering::SeqCst);
     log.close();
     assert!(syncs.load(Ordering::SeqCst) > before, "closing syncs");
-    assert_eq!(verify(dir.path()).unwrap().records, 11);
+    verify(dir.path()).unwrap();
+    assert_eq!(versions(dir.path()).len(), 11);
 }
 
 #[test]
@@ -422,7 +496,7 @@ fn a_closed_log_refuses_and_dropping_the_last_clone_flushes() {
     let clone = log.clone();
     let receipt = log.append(&started("1")).unwrap();
     log.close();
-    assert_eq!(receipt.durable_blocking().unwrap(), 1);
+    receipt.durable_blocking().unwrap();
     assert!(!clone.is_available());
     assert!(matches!(clone.append(&started("2")), Err(Error::Unavailable { .. })));
     drop(clone);
@@ -450,56 +524,6 @@ fn an_event_that_is_too_long_and_a_full_queue_are_refused() {
     verify(dir.path()).unwrap();
 }
 
-/// The program that `a_killed_writer_…` starts and kills; run by itself it has nothing to do.
-#[test]
-fn child_that_appends_until_it_is_killed() {
-    let Ok(dir) = std::env::var("AUDIT_LOG_TEST_DIR") else { return };
-    let log = AuditLog::open(Path::new(&dir), options(Durability::BeforeResponse, 5000)).unwrap();
-    std::thread::scope(|scope| {
-        for caller in 0..4 {
-            let log = log.clone();
-            scope.spawn(move || {
-                for turn in 0.. {
-                    let name = format!("{caller}-{turn}");
-                    let receipt = log.append(&started(&name)).unwrap();
-                    let number = receipt.durable_blocking().unwrap();
-                    writeln!(std::io::stdout(), "durable {number} {name}").unwrap();
-                }
-            });
-        }
-    });
-}
-
-#[test]
-fn a_killed_writer_loses_no_record_that_it_confirmed() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut confirmed = Vec::new();
-    for _ in 0..3 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--nocapture"])
-            .arg("log::tests::child_that_appends_until_it_is_killed")
-            .env("AUDIT_LOG_TEST_DIR", dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let output = std::io::BufReader::new(child.stdout.take().unwrap());
-        for line in output.lines().map_while(Result::ok) {
-            let Some((_, record)) = line.split_once("durable ") else { continue };
-            let (number, name) = record.split_once(' ').unwrap();
-            confirmed.push((number.parse::<u64>().unwrap(), name.to_owned()));
-            if confirmed.len() % 60 == 0 {
-                child.kill().unwrap();
-            }
-        }
-        child.wait().unwrap();
-        open(dir.path()).close();
-        let summary = verify(dir.path()).unwrap();
-        assert!(summary.records >= confirmed.len() as u64);
-    }
-    let written = versions(dir.path());
-    assert!(confirmed.len() >= 180);
-    for (number, name) in confirmed {
-        assert_eq!(written[number as usize - 1], name);
-    }
-}
+mod checkpoints;
+mod crash;
+mod flood;
