@@ -14,6 +14,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use audit_log::{Actor, Object};
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -150,7 +151,7 @@ async fn add_office(State(admin): Shared, body: Result<Json<OfficeData>, JsonRej
 }
 
 async fn add(admin: Arc<Admin>, data: OfficeData) -> Result<(Office, bool), Error> {
-    let work = work("office.add", data.number.to_string());
+    let work = work("office.add", format!("office/{}", data.number));
     admin.trail.record(&work.intent("")).await?;
     let added = admin.store.add_office(data, now()).await;
     let word = match &added {
@@ -199,7 +200,7 @@ async fn set_suspended(
         return Err(Error::BadRequest("`reason`: use 1 to 200 characters".to_owned()));
     }
     let action = if to { "office.suspend" } else { "office.resume" };
-    let work = work(action, number.to_string());
+    let work = work(action, format!("office/{number}"));
     admin.trail.record(&work.intent("")).await?;
     let result = admin.store.set_suspended(number, to, &reason).await;
     let word = if result.is_ok() { "done" } else { "refused" };
@@ -298,7 +299,7 @@ async fn status(State(admin): Shared) -> Answer {
 }
 
 fn work(action: &'static str, object: String) -> Work {
-    Work { request_id: None, actor: "operator".to_owned(), action, object }
+    Work { request_id: None, actor: Actor::of("operator"), action, object: Object::named(object) }
 }
 
 fn describe(certificate: &Certificate, now: i64) -> Value {

@@ -3,9 +3,23 @@
 //! INVARIANT: each call returns only when the record is on disk, and an error stops the work: a
 //! certificate that can not be accounted for is not signed, and a revocation is not answered.
 
-use std::path::Path;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use audit_log::{AuditLog, Durability, Error, Event, Options};
+use audit_log::{Actor, AuditLog, CheckpointKey, Durability, Error, Event, Object, Options};
+
+/// Where a program keeps its log, under which key and for how long.
+#[derive(Debug, Clone)]
+pub struct Keeping {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Signs the log's heads.
+    pub key: CheckpointKey,
+    /// Whole segments that are older are deleted.
+    pub retention: Duration,
+}
 
 /// An audit log of one program.
 #[derive(Clone)]
@@ -19,11 +33,11 @@ pub struct Work {
     /// Joins the records of one request, here and in the other program's log.
     pub request_id: Option<String>,
     /// Who wants it.
-    pub actor: String,
+    pub actor: Actor,
     /// Stable word for what is done, such as `certificate.issue`.
     pub action: &'static str,
     /// What it is done to.
-    pub object: String,
+    pub object: Object,
 }
 
 impl Work {
@@ -63,17 +77,19 @@ impl Work {
 }
 
 impl Trail {
-    /// Opens the log of `source` in `dir`.
+    /// Opens the log of `source`.
     ///
     /// # Errors
     /// When the log can not be written.
-    pub fn open(dir: &Path, source: &str) -> Result<Self, Error> {
+    pub fn open(keeping: Keeping, source: &str) -> Result<Self, Error> {
+        let Keeping { dir, key, retention } = keeping;
         let options = Options {
             durability: Durability::BeforeResponse,
             segment_bytes_max: SEGMENT_BYTES_MAX,
-            source: source.to_owned(),
+            retention,
+            ..Options::new(source, key)
         };
-        Ok(Self { log: AuditLog::open(dir, options)? })
+        Ok(Self { log: AuditLog::open(&dir, options)? })
     }
 
     /// Records that the program is about to be ready.
@@ -90,7 +106,22 @@ impl Trail {
     /// # Errors
     /// When the log can not be written.
     pub async fn record(&self, event: &Event) -> Result<(), Error> {
-        self.log.append(event)?.durable().await.map(|_| ())
+        self.log.append(event)?.durable().await
+    }
+
+    /// Writes that a connection failed before its first request, with nobody waiting for it; floods
+    /// are counted by the log.
+    pub fn handshake_failed(&self, client: SocketAddr, error: &io::Error) {
+        let timed_out = error.kind() == io::ErrorKind::TimedOut;
+        let event = Event::HandshakeFailed {
+            reason: if timed_out { "handshake_timeout" } else { "handshake_failed" }.to_owned(),
+            detail: error.to_string(),
+            client_addr: client.to_string(),
+            actor: None,
+        };
+        if let Err(error) = self.log.append(&event) {
+            tracing::error!(%error, "a failed handshake could not be recorded in the audit log");
+        }
     }
 
     /// As [`Trail::record`], for threads outside the async runtime.
@@ -98,7 +129,7 @@ impl Trail {
     /// # Errors
     /// When the log can not be written.
     pub fn record_blocking(&self, event: &Event) -> Result<(), Error> {
-        self.log.append(event)?.durable_blocking().map(|_| ())
+        self.log.append(event)?.durable_blocking()
     }
 
     /// Records that the program ends, and closes the log.

@@ -9,11 +9,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use audit_log::CheckpointKey;
 use policies::feed::{self, Source};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::audit::Keeping;
 use crate::issuer::Issuer;
 use crate::key;
 use crate::lint::{Authority, Read};
@@ -31,6 +33,8 @@ struct RawSigner {
     socket: PathBuf,
     ca_dir: PathBuf,
     audit_dir: PathBuf,
+    audit_key: PathBuf,
+    audit_retention_days: Option<u32>,
     ready_file: PathBuf,
     operator_name: String,
     id_domain: String,
@@ -53,6 +57,8 @@ struct RawRa {
     feed_key: PathBuf,
     database: PathBuf,
     audit_dir: PathBuf,
+    audit_key: PathBuf,
+    audit_retention_days: Option<u32>,
     ready_file: PathBuf,
     id_domain: String,
     policy_arc: Option<String>,
@@ -68,8 +74,8 @@ pub struct SignerConfig {
     pub socket: PathBuf,
     /// The folder of the hierarchy.
     pub ca_dir: PathBuf,
-    /// The folder of its audit log.
-    pub audit_dir: PathBuf,
+    /// Its audit log.
+    pub audit: Keeping,
     /// Written when it listens.
     pub ready_file: PathBuf,
     /// The CA's own words.
@@ -104,8 +110,8 @@ pub struct RaConfig {
     pub feed_signer: feed::Signer,
     /// The SQLite file.
     pub database: PathBuf,
-    /// The folder of its audit log.
-    pub audit_dir: PathBuf,
+    /// Its audit log.
+    pub audit: Keeping,
     /// Written when it listens.
     pub ready_file: PathBuf,
     /// The ids of the gateways whose acknowledgement a waiting revocation needs.
@@ -131,11 +137,12 @@ impl SignerConfig {
             check.problem("issue_rate_per_minute_max", "use a number from 1 to 100000");
         }
         let issuer = check.issuer(&raw.ca_dir, &rules);
-        match issuer {
-            Some(issuer) if check.problems.is_empty() => Ok(Self {
+        let audit = check.audit(raw.audit_dir, &raw.audit_key, raw.audit_retention_days);
+        match issuer.zip(audit) {
+            Some((issuer, audit)) if check.problems.is_empty() => Ok(Self {
                 socket: raw.socket,
                 ca_dir: raw.ca_dir,
-                audit_dir: raw.audit_dir,
+                audit,
                 ready_file: raw.ready_file,
                 rules,
                 issuer,
@@ -160,6 +167,7 @@ impl RaConfig {
         let server_key = check.read("server_key", key::read_tls_key(&raw.server_key));
         let chain = check.ca_chain(&raw.ca_chain, &raw.trust_anchors);
         let feed_signer = check.feed_signer(&raw.feed_key);
+        let audit = check.audit(raw.audit_dir, &raw.audit_key, raw.audit_retention_days);
         let lease = raw.lease_ms.unwrap_or(LEASE_MS);
         let wait = raw.wait_ms.unwrap_or_else(|| default_wait_ms(lease));
         for (key, value) in [("lease_ms", lease), ("wait_ms", wait)] {
@@ -177,9 +185,9 @@ impl RaConfig {
         if let Some(issuing) = chain.as_ref().and_then(|(chain, _)| chain.first()) {
             check.marker("ca_chain", issuing, &rules);
         }
-        let checked = (listen, server_certificate, server_key, chain, feed_signer);
-        let (Some(listen), Some(server_certificate), Some(server_key), Some(chain), Some(feed)) =
-            checked
+        let tls = server_certificate.zip(server_key);
+        let (Some(listen), Some(tls), Some(chain), Some(feed), Some(audit)) =
+            (listen, tls, chain, feed_signer, audit)
         else {
             return Err(Error(check.problems));
         };
@@ -188,8 +196,8 @@ impl RaConfig {
         }
         Ok(Self {
             listen,
-            server_certificate,
-            server_key,
+            server_certificate: tls.0,
+            server_key: tls.1,
             ca_chain: chain.0,
             authority: chain.1,
             rules,
@@ -198,7 +206,7 @@ impl RaConfig {
             feed_socket: raw.feed_socket,
             feed_signer: feed,
             database: raw.database,
-            audit_dir: raw.audit_dir,
+            audit,
             ready_file: raw.ready_file,
             gateways: raw.gateways,
             lease: Duration::from_millis(lease),
@@ -287,6 +295,18 @@ impl Check<'_> {
         }
     }
 
+    fn audit(&mut self, dir: PathBuf, key: &Path, days: Option<u32>) -> Option<Keeping> {
+        let days = days.unwrap_or(RETENTION_DAYS);
+        if !(1..=RETENTION_DAYS_MAX).contains(&days) {
+            let text = format!("use a number of days from 1 to {RETENTION_DAYS_MAX}");
+            self.problem("audit_retention_days", text);
+        }
+        let key = CheckpointKey::load(key)
+            .map_err(|error| self.problem("audit_key", chain(&error)))
+            .ok()?;
+        Some(Keeping { dir, key, retention: Duration::from_secs(u64::from(days) * 86_400) })
+    }
+
     fn feed_signer(&mut self, file: &Path) -> Option<feed::Signer> {
         let der = self.read("feed_key", key::read_private(file))?;
         feed::Signer::from_pkcs8(Source::Ca, &der)
@@ -333,6 +353,10 @@ const LEASE_MS: u64 = 60_000;
 /// What a waiting revocation waits longer than a lease, so that it can end by the lease.
 const WAIT_MORE_MS: u64 = 10_000;
 const WAIT_MS_MAX: u64 = 600_000;
+/// Five years.
+const RETENTION_DAYS: u32 = 1826;
+/// A hundred years.
+const RETENTION_DAYS_MAX: u32 = 36_525;
 
 fn default_wait_ms(lease_ms: u64) -> u64 {
     lease_ms.saturating_add(WAIT_MORE_MS).min(WAIT_MS_MAX)
@@ -362,11 +386,13 @@ mod tests {
             "feed_key",
             "database",
             "audit_dir",
+            "audit_key",
             "ready_file",
         ] {
             text.push_str(&format!("{key} = \"/nonexistent/{key}\"\n"));
         }
         text.push_str("gateways = [\"gw-1\"]\ndemo = true\nlease_ms = 0\n");
+        text.push_str("audit_retention_days = 0\n");
         std::fs::write(&file, &text).unwrap();
         let found = problems(RaConfig::load(&file));
         for key in [
@@ -376,6 +402,8 @@ mod tests {
             "trust_anchors",
             "ca_chain",
             "feed_key",
+            "audit_key",
+            "audit_retention_days",
             "lease_ms",
             "id_domain",
         ] {

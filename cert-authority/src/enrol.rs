@@ -15,6 +15,7 @@
 
 use std::sync::Arc;
 
+use audit_log::{Actor, Object};
 use policies::identity::{Identity, Serial};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::Mutex;
@@ -110,9 +111,9 @@ impl Enrolment {
         let expires_at = issued_at + i64::from(valid_hours) * 3600;
         let work = Work {
             request_id: None,
-            actor: "operator".to_owned(),
+            actor: Actor::of("operator"),
             action: "code.issue",
-            object: id.clone(),
+            object: Object::named(format!("code/{id}")),
         };
         let about = format!("{} {identity} valid {valid_hours} h", profile.as_str());
         self.trail.record(&work.intent(about)).await?;
@@ -157,9 +158,9 @@ impl Enrolment {
         };
         let work = Work {
             request_id: Some(hex::encode(key::random_bytes::<8>()?)),
-            actor: format!("code/{code_id}"),
+            actor: Actor::of(format!("code/{code_id}")),
             action: "certificate.issue",
-            object: String::new(),
+            object: Object::default(),
         };
         let code = match self.store.open_code(&code_id, &secret).await {
             Err(error @ store::Error::CodeWrong { counted: true }) => {
@@ -168,6 +169,9 @@ impl Enrolment {
             }
             opened => opened?,
         };
+        // The code speaks for the office that it was issued to.
+        let office = code.identity.office().map(|number| number.to_string());
+        let work = Work { actor: Actor { office, ..work.actor }, ..work };
         let key = PublicKey::from_request(csr)?;
         let now = OffsetDateTime::now_utc();
         let serial = key::random_serial()?;
@@ -175,7 +179,7 @@ impl Enrolment {
         match self.store.claim(&claimant).await? {
             Claim::Again(given) => self.give_again(work, given).await,
             Claim::Sign(intended) => {
-                let work = Work { object: serial.to_string(), ..work };
+                let work = Work { object: Object::named(serial.to_string()), ..work };
                 self.record_abandoned(&intended.abandoned).await?;
                 let result = self.sign(&work, &intended, &key, serial, now).await;
                 self.settle(&work, serial, result).await
@@ -188,7 +192,7 @@ impl Enrolment {
     async fn give_again(&self, work: Work, given: Given) -> Result<Vec<u8>, Error> {
         let Given { serial, der, accounted } = given;
         if !accounted {
-            let work = Work { object: serial.to_string(), ..work };
+            let work = Work { object: Object::named(serial.to_string()), ..work };
             let hash = hex::encode(key::sha256(&der));
             let detail = format!("certificate sha256 {hash}");
             self.trail.record(&work.outcome("given again", detail)).await?;
@@ -211,9 +215,9 @@ impl Enrolment {
         for serial in serials {
             let work = Work {
                 request_id: None,
-                actor: "ra".to_owned(),
+                actor: Actor::of("ra"),
                 action: "certificate.issue",
-                object: serial.to_string(),
+                object: Object::named(serial.to_string()),
             };
             tracing::warn!(%serial, "an intent without answer was abandoned and revoked");
             let detail = "no answer from the signer was stored; revoked";
@@ -373,25 +377,7 @@ const CLOCK_SLACK: Duration = Duration::minutes(1);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Ca, office, rules};
-    use audit_log::Event;
-    use std::path::Path;
-
-    fn outcomes(dir: &Path, serial: Serial) -> Vec<String> {
-        let records = audit_log::read(dir).map(|entry| entry.unwrap().event);
-        let of_serial = records.filter_map(|event| match event {
-            Event::Outcome { object, result, .. } if object == serial.to_string() => Some(result),
-            Event::Decision { .. }
-            | Event::Completion { .. }
-            | Event::HandshakeFailed { .. }
-            | Event::Intent { .. }
-            | Event::Effect { .. }
-            | Event::Outcome { .. }
-            | Event::ServiceStarted { .. }
-            | Event::ServiceStopped => None,
-        });
-        of_serial.collect()
-    }
+    use crate::testing::{Ca, keeping, office, rules, told_of};
 
     #[tokio::test]
     async fn a_certificate_stored_before_a_crash_gets_its_outcome_when_given_again() {
@@ -404,7 +390,7 @@ mod tests {
         let enrolment = Arc::new(Enrolment::new(
             store.clone(),
             SignerClient::new(&dir.path().join("none.sock")),
-            Trail::open(&audit, "ra").unwrap(),
+            Trail::open(keeping(&audit), "ra").unwrap(),
             rules(true),
             Authority::from_certificate(&Ca::new().issuing).unwrap(),
             TaskTracker::new(),
@@ -424,7 +410,7 @@ mod tests {
                 Arc::clone(&enrolment).enrol(code.id.clone(), code.secret.clone(), csr.clone());
             assert_eq!(asked.await.unwrap(), b"der");
         }
-        assert_eq!(outcomes(&audit, serial), ["given again"], "once");
+        assert_eq!(told_of(&audit, &serial.to_string()), ["given again"], "once");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The registration authority as a program: opens everything, then listens, then says it is ready.
 //!
 //! Three listeners: TLS 1.3 for offices, and two unix sockets for the operator and the gateways.
-//! Order at start: database, audit log, intents that a crash left are abandoned, sockets, ready
-//! file.
+//! Order at start: database, audit log, intents that a crash left are abandoned, facts of before
+//! names are told again, sockets, ready file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,8 +71,8 @@ pub fn tls_config(config: &RaConfig) -> Result<Arc<ServerConfig>, Error> {
 /// Every [`Error`]; nothing is left listening.
 pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error> {
     let tls = TlsAcceptor::from(tls_config(&config)?);
-    let store = Store::open(&config.database, &config.audit_dir).await?;
-    let trail = Trail::open(&config.audit_dir, "ra")?;
+    let store = Store::open(&config.database, &config.audit.dir).await?;
+    let trail = Trail::open(config.audit, "ra")?;
     let tasks = TaskTracker::new();
     let enrolment = Arc::new(Enrolment::new(
         store.clone(),
@@ -84,6 +84,10 @@ pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error>
     ));
     trail.begin().await?;
     enrolment.recover().await?;
+    let told = store.tell_office_names().await?;
+    if told > 0 {
+        tracing::info!(offices = told, "offices told again, with their names");
+    }
 
     let public = TcpListener::bind(config.listen)
         .await
@@ -113,7 +117,7 @@ pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error>
     };
     let admin_limit = config.wait + ADMIN_TIME_MAX;
     tokio::join!(
-        serve_public(public, tls, est, stop.clone()),
+        serve_public(public, tls, est, trail.clone(), stop.clone()),
         serve_admin(admin_listener, admin::router(Arc::new(admin)), admin_limit, stop.clone()),
         publisher.serve(feed_listener, stop.clone()),
     );
@@ -129,11 +133,12 @@ async fn serve_public(
     listener: TcpListener,
     tls: TlsAcceptor,
     router: Router,
+    trail: Trail,
     stop: CancellationToken,
 ) {
     let tasks = TaskTracker::new();
     let slots = Slots::new(CLIENTS_MAX, CLIENTS_OF_ONE_ADDRESS_MAX);
-    let refused = Tally::each_minute("connections refused or failed before their first request");
+    let refused = Tally::each_minute("connections refused because there were too many");
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -150,13 +155,13 @@ async fn serve_public(
         };
         let _ = stream.set_nodelay(true);
         let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
-        let refused = Arc::clone(&refused);
+        let trail = trail.clone();
         tasks.spawn(async move {
             match handshake(stream, &tls).await {
                 Ok(stream) => serve::http(stream, router, stop, CONNECTION_TIME_MAX).await,
                 Err(error) => {
                     tracing::debug!(%peer, %error, "handshake failed");
-                    refused.add(None);
+                    trail.handshake_failed(peer, &error);
                 }
             }
             drop(slot);

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use audit_log::{Actor, Object};
 use policies::identity::Serial;
 use time::OffsetDateTime;
 use tokio::io::{AsyncWriteExt, BufReader};
@@ -156,9 +157,9 @@ impl Signer {
         let request: SignRequest = serde_json::from_str(line).map_err(Error::Malformed)?;
         let work = Work {
             request_id: Some(request.request_id.chars().take(64).collect()),
-            actor: "ra".to_owned(),
+            actor: Actor::of("ra"),
             action: "certificate.sign",
-            object: request.serial.to_string(),
+            object: Object::named(request.serial.to_string()),
         };
         match self.sign(&request, &work, now) {
             Ok(der) => self.account(&work, &der).map(|()| der),

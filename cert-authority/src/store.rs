@@ -10,6 +10,7 @@
 //!
 //! PostgreSQL by URL, and the rows for CRL shards, belong here.
 
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -294,7 +295,9 @@ fn check_not_lost(path: &Path, audit_dir: &Path) -> Result<(), Error> {
     };
     for entry in entries {
         let name = entry.map_err(Error::AuditFolder)?.file_name();
-        if Path::new(&name).extension().is_some_and(|end| end == "jsonl") {
+        // A closed segment is compressed, and a log of the first format was moved into a folder.
+        let is_segment = |end: &OsStr| end == "jsonl" || end == "zst";
+        if Path::new(&name).extension().is_some_and(is_segment) || name == FORMER_LOG {
             return Err(Error::Gone { path: path.to_owned(), state });
         }
     }
@@ -305,6 +308,8 @@ fn fact_of(json: &str) -> Result<Fact, Error> {
     serde_json::from_str(json).map_err(|_| Error::Corrupt("fact"))
 }
 
+/// Where `audit_log` puts a log of the first format.
+const FORMER_LOG: &str = "format-1";
 const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use audit_log::CheckpointKey;
 use policies::identity::Identity;
 use rcgen::{KeyPair, PublicKeyData};
 use time::{Duration, OffsetDateTime};
 
+use crate::audit::Keeping;
 use crate::issuer::Issuer;
 use crate::key;
 use crate::profile::{Name, Role, Rules, Template, Usage};
@@ -19,6 +21,21 @@ pub(crate) fn rules(demo: bool) -> Rules {
         policy_arc: "2.999.1".parse().unwrap(),
         demo,
     }
+}
+
+/// A log in `dir` under a new key.
+pub(crate) fn keeping(dir: &Path) -> Keeping {
+    let (key, _) = CheckpointKey::generate("id.sekisho.example/audit/test").unwrap();
+    Keeping { dir: dir.to_owned(), key, retention: std::time::Duration::from_secs(86_400) }
+}
+
+/// What the log in `dir` says of `object`, in order: `intent`, `effect`, or an outcome's result.
+pub(crate) fn told_of(dir: &Path, object: &str) -> Vec<String> {
+    audit_log::read(dir)
+        .map(|entry| serde_json::to_value(entry.unwrap().event).unwrap())
+        .filter(|event| event["object"]["name"] == object)
+        .map(|event| event["result"].as_str().or(event["event"].as_str()).unwrap().to_owned())
+        .collect()
 }
 
 /// A terminal of an office.

@@ -28,6 +28,8 @@ pub struct Office {
     pub medical: bool,
     /// Whether the operator suspended it.
     pub suspended: bool,
+    /// Its name, for people to read; empty if its fact told none.
+    pub name: String,
 }
 
 /// A registration as 担当事業所. Times are Unix seconds.
@@ -141,8 +143,8 @@ impl Facts {
     /// Takes one changed fact.
     pub fn apply(&mut self, fact: Fact) {
         match fact {
-            Fact::Office { number, service_types, medical, suspended } => {
-                let office = Office { service_types, medical, suspended };
+            Fact::Office { number, service_types, medical, suspended, name } => {
+                let office = Office { service_types, medical, suspended, name };
                 Arc::make_mut(&mut self.offices).insert(number, office);
             }
             Fact::Revoked { serial, at } => {

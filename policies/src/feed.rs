@@ -14,13 +14,17 @@ use aws_lc_rs::digest;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::document::{DocumentKind, DocumentSet};
 use crate::identity::{InsuredKey, InsurerNumber, OfficeNumber, Serial, ServiceType};
 
 /// How often a publisher sends a heartbeat when nothing changes, in milliseconds.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 500;
+
+/// The longest name of an office, in characters.
+pub const OFFICE_NAME_CHARACTERS_MAX: usize = 200;
 
 /// The longest line that a subscriber accepts, in bytes.
 pub const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
@@ -63,6 +67,15 @@ pub enum Fact {
         medical: bool,
         /// Whether the operator suspended it.
         suspended: bool,
+        /// Its name as the operator registered it, for people to read; empty in facts written
+        /// before offices told their names. An empty one is left out, so that the text of such a
+        /// fact, and with it the chain, stays what it was.
+        #[serde(
+            default,
+            skip_serializing_if = "String::is_empty",
+            deserialize_with = "office_name"
+        )]
+        name: String,
     },
     /// A revoked certificate.
     Revoked {
@@ -189,6 +202,15 @@ impl Fact {
             Self::StaffKey { kid, .. } => format!("staff-key/{kid}"),
             Self::SessionEnded { session, .. } => format!("session-ended/{session}"),
         }
+    }
+}
+
+fn office_name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let name = String::deserialize(from)?;
+    if name.chars().count() <= OFFICE_NAME_CHARACTERS_MAX {
+        Ok(name)
+    } else {
+        Err(D::Error::custom("the name of an office is too long"))
     }
 }
 
@@ -517,6 +539,25 @@ mod tests {
         let line = signer.line(&Message::Heartbeat { seq: 1, head, sent_at_ms: 3 }).unwrap();
         assert_eq!(subscriber.accept(&line).unwrap(), Update::Alive);
         assert_eq!((subscriber.applied_seq(), subscriber.caught_up_at_ms()), (1, 3));
+    }
+
+    #[test]
+    fn an_office_fact_of_before_names_keeps_its_text_and_a_long_name_is_refused() {
+        let old = concat!(
+            r#"{"fact":"office","number":"1370000001","service_types":[],"#,
+            r#""medical":false,"suspended":false}"#
+        );
+        let fact: Fact = serde_json::from_str(old).unwrap();
+        assert_eq!(serde_json::to_string(&fact).unwrap(), old);
+        for (length, accepted) in [(200, true), (201, false)] {
+            let name = format!(r#""name":"{}"}}"#, "見".repeat(length));
+            let named = old.replace("false}", &format!("false,{name}"));
+            let read: Result<Fact, _> = serde_json::from_str(&named);
+            assert_eq!(read.is_ok(), accepted, "{length}");
+            if let Ok(fact) = read {
+                assert_eq!(serde_json::to_string(&fact).unwrap(), named);
+            }
+        }
     }
 
     #[test]

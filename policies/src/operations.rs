@@ -107,6 +107,19 @@ pub struct Operation {
     pub insured: Option<InsuredKey>,
     /// The insurer in the path (also the person's).
     pub insurer: Option<InsurerNumber>,
+    /// Which one of several, where the path says so.
+    pub numbered: Option<Numbered>,
+}
+
+/// A number in a path, and what it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Numbered {
+    /// The version of a document.
+    Version(u64),
+    /// The consent's id.
+    Consent(u64),
+    /// The item in the municipality's inbox.
+    InboxItem(u64),
 }
 
 /// The checked operations table.
@@ -238,6 +251,7 @@ impl Entry {
             document: None,
             insured: None,
             insurer: None,
+            numbered: None,
         };
         let mut parts = path.strip_prefix('/')?.split('/');
         for segment in &self.segments {
@@ -251,9 +265,11 @@ impl Entry {
                     operation.insured = Some(InsuredKey { insurer: operation.insurer?, number });
                 }
                 Segment::Kind => operation.document = Some(held_kind(part)?),
-                Segment::Decimal if is_decimal(part) => {}
+                Segment::Decimal(counted) => {
+                    operation.numbered = Some(counted.number(part)?);
+                }
                 Segment::File if is_file_name(part) => {}
-                Segment::Decimal | Segment::File => return None,
+                Segment::File => return None,
             }
         }
         parts.next().is_none().then_some(operation)
@@ -293,8 +309,27 @@ enum Segment {
     Insurer,
     Number,
     Kind,
-    Decimal,
+    Decimal(Counted),
     File,
+}
+
+/// What a decimal number in a path counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Versions,
+    Consents,
+    InboxItems,
+}
+
+impl Counted {
+    fn number(self, part: &str) -> Option<Numbered> {
+        let number = decimal(part)?;
+        Some(match self {
+            Self::Versions => Numbered::Version(number),
+            Self::Consents => Numbered::Consent(number),
+            Self::InboxItems => Numbered::InboxItem(number),
+        })
+    }
 }
 
 impl Segment {
@@ -315,7 +350,7 @@ impl Segment {
             Self::Insurer => text.parse::<InsurerNumber>().is_ok(),
             Self::Number => text.parse::<InsuredNumber>().is_ok(),
             Self::Kind => held_kind(text).is_some(),
-            Self::Decimal => is_decimal(text),
+            Self::Decimal(_) => decimal(text).is_some(),
             Self::File => is_file_name(text),
         }
     }
@@ -328,7 +363,9 @@ fn parse_template(path: &str) -> Result<Vec<Segment>, String> {
             "{insurer}" => Ok(Segment::Insurer),
             "{number}" => Ok(Segment::Number),
             "{kind}" => Ok(Segment::Kind),
-            "{version}" | "{item}" | "{consent}" => Ok(Segment::Decimal),
+            "{version}" => Ok(Segment::Decimal(Counted::Versions)),
+            "{item}" => Ok(Segment::Decimal(Counted::InboxItems)),
+            "{consent}" => Ok(Segment::Decimal(Counted::Consents)),
             "{file}" => Ok(Segment::File),
             _ if is_literal(part) => Ok(Segment::Literal(part.to_owned())),
             _ => Err(format!("`{part}` is neither a known parameter nor a lower-case word")),
@@ -364,10 +401,11 @@ fn is_literal(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(allowed)
 }
 
-fn is_decimal(text: &str) -> bool {
-    (1..=DECIMAL_DIGITS_MAX).contains(&text.len())
+fn decimal(text: &str) -> Option<u64> {
+    let well_formed = (1..=DECIMAL_DIGITS_MAX).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_digit())
-        && !text.starts_with('0')
+        && !text.starts_with('0');
+    if well_formed { text.parse().ok() } else { None }
 }
 
 fn is_file_name(text: &str) -> bool {
@@ -413,6 +451,28 @@ mod tests {
             let subject = entry.action().subject();
             assert_eq!(operation.insurer.is_some(), subject != Subject::Nobody, "{path}");
             assert_eq!(operation.document.is_some(), subject == Subject::Document, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_number_in_a_path_is_told_with_what_it_counts() {
+        let table = table();
+        let person = "/v1/insured/131016/0000000001";
+        for (method, path, numbered) in [
+            ("GET", format!("{person}/documents/life-feedback"), None),
+            (
+                "GET",
+                format!("{person}/documents/life-feedback/versions/12"),
+                Some(Numbered::Version(12)),
+            ),
+            ("POST", format!("{person}/consents/7/withdrawal"), Some(Numbered::Consent(7))),
+            (
+                "GET",
+                "/v1/municipalities/131016/inbox/9999999999".to_owned(),
+                Some(Numbered::InboxItem(9_999_999_999)),
+            ),
+        ] {
+            assert_eq!(table.resolve(method, &path).unwrap().numbered, numbered, "{path}");
         }
     }
 

@@ -340,6 +340,7 @@ impl Loss {
                 service_types: subject.service_types.iter().map(|c| c.parse().unwrap()).collect(),
                 medical: subject.medical,
                 suspended: true,
+                name: String::new(),
             }),
             Self::CertificateRevoked => {
                 facts.apply(Fact::Revoked { serial: world::serial(), at: NOW });

@@ -99,7 +99,8 @@ fn registration(from: u64, until: Option<u64>, ended: Option<u64>) -> Fact {
 
 fn office(suspended: bool) -> Fact {
     let service_types = vec!["43".parse().unwrap()];
-    Fact::Office { number: office_number(), service_types, medical: false, suspended }
+    let (number, name) = (office_number(), String::new());
+    Fact::Office { number, service_types, medical: false, suspended, name }
 }
 
 #[test]

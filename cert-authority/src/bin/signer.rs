@@ -112,7 +112,7 @@ fn run(config: SignerConfig, supervised: bool) -> anyhow::Result<()> {
         warn_about_root_key(&config.ca_dir, config.rules.demo);
         let listener = serve::bind_unix(&config.socket)?;
         let trail =
-            Trail::open(&config.audit_dir, "signer").context("the audit log cannot be opened")?;
+            Trail::open(config.audit, "signer").context("the audit log cannot be opened")?;
         trail.begin().await?;
         let signer = Signer::new(
             config.rules,

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::profile::Profile;
-use crate::testing::{Ca, office, openssl_accepts, rules, webpki_accepts};
-use audit_log::Event;
+use crate::testing::{Ca, keeping, office, openssl_accepts, rules, told_of, webpki_accepts};
 use policies::identity::Identity;
 use rcgen::{KeyPair, PublicKeyData};
 use serde_json::{Value, json};
@@ -16,7 +15,8 @@ struct Bench {
 
 fn bench(demo: bool, rate: u32) -> Bench {
     let dir = tempfile::tempdir().unwrap();
-    let (ca, trail) = (Ca::new(), Trail::open(&dir.path().join("audit"), "signer").unwrap());
+    let keeping = keeping(&dir.path().join("audit"));
+    let (ca, trail) = (Ca::new(), Trail::open(keeping, "signer").unwrap());
     let Ca { root, issuing, issuer } = ca;
     let ledger = dir.path().join("signed-serials.bin");
     let signer = Signer::new(rules(demo), issuer, &ledger, rate, trail).unwrap();
@@ -52,24 +52,7 @@ fn a_good_request_is_signed_and_fully_accounted_for() {
     let der = key::certificate_from_pem(&certificate_pem).unwrap();
     assert!(openssl_accepts(&bench.ca.root, &bench.ca.issuing, &der, "sslclient"));
     assert!(webpki_accepts(&bench.ca.issuing, &[], &der));
-    let serial = request["serial"].as_str().unwrap();
-    let words: Vec<&str> = audit_log::read(&bench.dir.path().join("audit"))
-        .filter_map(|entry| match entry.unwrap().event {
-            Event::Intent { object, .. } if object == serial => Some("intent"),
-            Event::Effect { object, .. } if object == serial => Some("effect"),
-            Event::Outcome { object, result, .. } if object == serial && result == "done" => {
-                Some("done")
-            }
-            Event::Decision { .. }
-            | Event::Completion { .. }
-            | Event::HandshakeFailed { .. }
-            | Event::Intent { .. }
-            | Event::Effect { .. }
-            | Event::Outcome { .. }
-            | Event::ServiceStarted { .. }
-            | Event::ServiceStopped => None,
-        })
-        .collect();
+    let words = told_of(&bench.dir.path().join("audit"), request["serial"].as_str().unwrap());
     assert_eq!(words, ["intent", "effect", "done"]);
 }
 
@@ -121,9 +104,9 @@ fn an_audit_failure_after_the_signature_does_not_say_that_nothing_was_signed() {
     let request: SignRequest = serde_json::from_str(&line).unwrap();
     let work = Work {
         request_id: None,
-        actor: "ra".into(),
+        actor: Actor::of("ra"),
         action: "certificate.sign",
-        object: request.serial.to_string(),
+        object: Object::named(request.serial.to_string()),
     };
     let der = bench.signer.sign(&request, &work, OffsetDateTime::now_utc()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -48,6 +48,7 @@ impl Office {
             service_types: self.data.service_types.clone(),
             medical: self.data.medical,
             suspended: self.suspended,
+            name: self.data.name.clone(),
         }
     }
 
@@ -106,6 +107,28 @@ impl Store {
         write.publish(&office.fact()).await?;
         write.commit().await?;
         Ok((office, true))
+    }
+
+    /// Publishes again every office whose current fact tells no name: it was written before offices
+    /// told theirs. Returns how many there were.
+    ///
+    /// # Errors
+    /// [`Error::Database`], [`Error::Corrupt`].
+    pub async fn tell_office_names(&self) -> Result<u64, Error> {
+        let mut write = self.begin().await?;
+        let rows = sqlx::query(
+            "SELECT office.* FROM office
+             JOIN fact_current ON fact_current.key = 'office/' || office.number
+             WHERE json_extract(fact_current.fact, '$.name') IS NULL ORDER BY office.number",
+        )
+        .fetch_all(write.connection())
+        .await?;
+        for row in &rows {
+            let office = Office::of(row)?;
+            write.publish(&office.fact()).await?;
+        }
+        write.commit().await?;
+        Ok(rows.len() as u64)
     }
 
     /// Every office, by number.

@@ -67,6 +67,39 @@ async fn an_office_is_registered_once_and_suspension_is_published() {
 }
 
 #[tokio::test]
+async fn an_office_whose_fact_tells_no_name_is_told_again_once() {
+    let Bench { store, .. } = &bench().await;
+    let (office, _) = store.add_office(data("見本事業所"), NOW).await.unwrap();
+    assert_eq!(store.tell_office_names().await.unwrap(), 0, "it told its name");
+    // What the RA published before offices told their names.
+    let number = office.data.number;
+    let old = Fact::Office {
+        number,
+        service_types: office.data.service_types.clone(),
+        medical: false,
+        suspended: false,
+        name: String::new(),
+    };
+    let mut write = store.begin().await.unwrap();
+    write.publish(&old).await.unwrap();
+    write.commit().await.unwrap();
+    assert_eq!(store.tell_office_names().await.unwrap(), 1);
+    assert_eq!(store.tell_office_names().await.unwrap(), 0);
+    let (position, facts) = store.snapshot().await.unwrap();
+    assert_eq!(position.seq, 3);
+    assert!(
+        matches!(facts.as_slice(), [Fact::Office { name, .. }] if name == "見本事業所"),
+        "{facts:?}"
+    );
+    let changes = store.changes_after(1, 9).await.unwrap();
+    let mut head = store.changes_after(0, 1).await.unwrap()[0].head.clone();
+    for Change { seq, fact, head: told } in changes {
+        head = next_head(&head, seq, &serde_json::to_string(&fact).unwrap());
+        assert_eq!(head, told, "the chain that a gateway counts is the one that was stored");
+    }
+}
+
+#[tokio::test]
 async fn no_code_for_an_unknown_or_suspended_office() {
     let Bench { store, .. } = &bench().await;
     let identity = office();

@@ -1,9 +1,11 @@
 //! Starts the two real programs in a temporary folder, and speaks to them with curl and openssl.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use audit_log::{CheckpointKey, VerifyingKey};
 use policies::feed::{Signer, Source};
 use serde_json::Value;
 
@@ -11,6 +13,7 @@ pub(crate) struct System {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) feed_public_key: String,
     pub(crate) address: String,
+    audit_keys: BTreeMap<&'static str, VerifyingKey>,
     signer: Option<Child>,
     ra: Option<Child>,
 }
@@ -36,12 +39,14 @@ impl System {
         let der = Signer::generate_pkcs8().unwrap();
         let feed_public_key = Signer::from_pkcs8(Source::Ca, &der).unwrap().public_key();
         write_private(&dir.path().join("feed-ca.pkcs8"), &der);
+        let audit_keys = ["ra", "signer"].map(|part| (part, make_audit_key(dir.path(), part)));
         let pem = |name: &str| std::fs::read_to_string(dir.path().join("ca").join(name)).unwrap();
         let chain = pem("issuing.pem") + &pem("root.pem");
         std::fs::write(dir.path().join("chain.pem"), chain).unwrap();
         let signer = format!(
             "socket = \"{path}/signer.sock\"\nca_dir = \"{path}/ca\"\n\
-             audit_dir = \"{path}/audit-signer\"\nready_file = \"{path}/signer.ready.json\"\n\
+             audit_dir = \"{path}/audit-signer\"\n\
+             audit_key = \"{path}/audit-signer.key\"\nready_file = \"{path}/signer.ready.json\"\n\
              operator_name = \"Test Operator\"\nid_domain = \"id.sekisho.example\"\n\
              policy_arc = \"2.999.1\"\ndemo = true\n"
         );
@@ -53,11 +58,19 @@ impl System {
              signer_socket = \"{path}/signer.sock\"\nadmin_socket = \"{path}/ra-admin.sock\"\n\
              feed_socket = \"{path}/ca-feed.sock\"\nfeed_key = \"{path}/feed-ca.pkcs8\"\n\
              database = \"{path}/ra.sqlite\"\naudit_dir = \"{path}/audit-ra\"\n\
+             audit_key = \"{path}/audit-ra.key\"\naudit_retention_days = 400\n\
              ready_file = \"{path}/ra.ready.json\"\nid_domain = \"id.sekisho.example\"\n\
              gateways = [\"gw-1\"]\ndemo = true\n{more_ra_config}"
         );
         std::fs::write(dir.path().join("ra.toml"), ra).unwrap();
-        Self { dir, feed_public_key, address: String::new(), signer: None, ra: None }
+        Self {
+            dir,
+            feed_public_key,
+            address: String::new(),
+            audit_keys: audit_keys.into_iter().collect(),
+            signer: None,
+            ra: None,
+        }
     }
 
     pub(crate) fn start_signer(&mut self) {
@@ -117,6 +130,13 @@ impl System {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The audit log of a program holds together.
+    pub(crate) fn verify(&self, part: &str) {
+        let dir = self.path(&format!("audit-{part}"));
+        let verified = audit_log::verify(&dir, &self.audit_keys[part]).unwrap();
+        assert!(verified.records > 1, "{verified:?}");
     }
 
     pub(crate) fn log(&self, name: &str) -> String {
@@ -225,6 +245,13 @@ impl Drop for System {
             eprintln!("ra:\n{}\nsigner:\n{}", self.log("ra"), self.log("signer"));
         }
     }
+}
+
+fn make_audit_key(dir: &Path, part: &str) -> VerifyingKey {
+    let name = format!("id.sekisho.example/audit/{part}");
+    let (key, text) = CheckpointKey::generate(&name).unwrap();
+    write_private(&dir.join(format!("audit-{part}.key")), text.as_bytes());
+    key.verifying_key().clone()
 }
 
 pub(crate) const OFFICE: &str = r#"{"number":"1370000001","name":"見本居宅介護支援事業所",

@@ -132,6 +132,7 @@ pub fn facts(subject: &Subject, case: Case) -> Facts {
         service_types: subject.service_types.iter().map(|code| code.parse().unwrap()).collect(),
         medical: subject.medical,
         suspended: false,
+        name: String::new(),
     });
     let from = case.live.then_some(NOW - 10);
     facts.apply(Fact::Sharing { insurer: insured.insurer, from });
