@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use policies::decide::{Decision, Query, decide};
-use policies::document::DocumentKind;
 use policies::identity::{Identity, Staff};
 use policies::matrix::Matrix;
 use policies::operations::{Action, Operation, Operations};
@@ -33,9 +32,9 @@ impl Permit {
         &self.claims
     }
 
-    /// The kind of document that the request is about, where it is about one.
-    pub fn document(&self) -> Option<DocumentKind> {
-        self.operation.document
+    /// What was asked for.
+    pub fn operation(&self) -> &Operation {
+        &self.operation
     }
 
     /// The generation of the facts that the permit was decided from.
@@ -50,7 +49,7 @@ pub struct Denied {
     /// Every reason, in gate order.
     pub reasons: ReasonSet,
     /// The operation, where method and path matched one.
-    pub operation: Option<Operation>,
+    pub operation: Option<Box<Operation>>,
     /// The member of staff, where the token verified.
     pub staff: Option<Staff>,
 }
@@ -137,14 +136,16 @@ impl Access {
                 claims.set_grant(&grant);
                 Ok(Permit { claims, generation, operation })
             }
-            Decision::Allow(_) => Err(Denied { reasons, operation: Some(operation), staff }),
+            Decision::Allow(_) => {
+                Err(Denied { reasons, operation: Some(Box::new(operation)), staff })
+            }
             Decision::Deny(denial) => {
                 // A token that does not count says more than that there is none.
                 let told = !reasons.is_empty();
                 let rest = denial.reasons;
                 let rest = if told { rest.without(Reason::StaffTokenMissing) } else { rest };
                 reasons = reasons.union(rest);
-                Err(Denied { reasons, operation: Some(operation), staff })
+                Err(Denied { reasons, operation: Some(Box::new(operation)), staff })
             }
         }
     }

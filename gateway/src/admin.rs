@@ -53,11 +53,6 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> String {
     admin.metrics.render(&[
         ("sekisho_feed_ca_age_seconds", "Age of the cert-authority's facts", seconds(ca_age_ms)),
         ("sekisho_feed_hub_age_seconds", "Age of the hub's facts", seconds(hub_age_ms)),
-        (
-            "sekisho_audit_available",
-            "1 if audit records can be written",
-            f64::from(u8::from(admin.recorder.is_available())),
-        ),
     ])
 }
 

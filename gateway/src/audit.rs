@@ -4,14 +4,17 @@
 //! With `durability = "before-response"` the decision of a permitted request is on disk before the
 //! first byte of its response leaves: [`Recorded::on_disk`] is awaited by `proxy` there.
 //!
-//! Invariants: a permitted request without a decision record does not pass; insured persons appear
-//! under their pseudonym only.
+//! Invariants: a permitted request without a decision record does not pass; a completion is written
+//! only where the decision stands in the log by itself; insured persons appear under their
+//! pseudonym only.
 
 use std::net::SocketAddr;
 
-use audit_log::{AuditLog, Event, Pseudonym, Receipt};
-use policies::identity::Identity;
+use audit_log::{ALLOW, Actor, AuditLog, DENY, Event, Object, Pseudonym, Receipt};
+use policies::identity::{Identity, Staff};
+use policies::operations::{Numbered, Operation};
 use policies::reason::ReasonSet;
+use tokio::sync::watch;
 
 use crate::access::{Denied, Permit};
 use crate::client_cert::Refused;
@@ -34,7 +37,42 @@ impl Recorded {
     /// # Errors
     /// The log could not be written: nothing may be delivered.
     pub async fn on_disk(self) -> Result<(), audit_log::Error> {
-        self.0.durable().await.map(|_| ())
+        self.0.durable().await
+    }
+}
+
+/// How the answer to a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All of the hub's answer left.
+    Complete,
+    /// The refusal left.
+    Refused,
+    /// It was permitted, and the hub's answer was kept back: the facts had moved, or the record
+    /// could not be written.
+    Withheld,
+    /// We cut the connection: the certificate is no longer accepted, or the gateway ends.
+    Cut,
+    /// The client went away.
+    ClientGone,
+    /// The hub's answer broke off, or there was none.
+    UpstreamFailed,
+    /// Something here failed.
+    Failed,
+}
+
+impl Ending {
+    /// The stable word in records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Refused => "refused",
+            Self::Withheld => "withheld",
+            Self::Cut => "cut",
+            Self::ClientGone => "client_gone",
+            Self::UpstreamFailed => "upstream_failed",
+            Self::Failed => "failed",
+        }
     }
 }
 
@@ -49,6 +87,11 @@ impl Recorder {
         self.log.is_available()
     }
 
+    /// The number of the last record that is on disk.
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        self.log.committed()
+    }
+
     /// Records that a request was allowed.
     ///
     /// # Errors
@@ -61,13 +104,10 @@ impl Recorder {
         let claims = permit.claims();
         let event = Event::Decision {
             request_id: claims.request_id.clone(),
-            principal: claims.principal.path(),
-            serial: claims.serial.to_string(),
-            staff: claims.staff.as_ref().map(|staff| staff.id.clone()),
-            operation: Some(claims.operation.clone()),
-            insured: claims.insured.map(|insured| self.pseudonym.of(&insured.to_string())),
-            document: permit.document().map(|document| document.to_string()),
-            outcome: "allow".to_owned(),
+            actor: actor(connection, claims.staff.as_ref()),
+            action: Some(claims.operation.clone()),
+            object: self.object(permit.operation()),
+            decision: ALLOW.to_owned(),
             reasons: Vec::new(),
             policy: self.policy.clone(),
             facts_ca_seq: claims.facts_ca_seq,
@@ -77,35 +117,30 @@ impl Recorder {
         self.log.append(&event).map(Recorded)
     }
 
-    /// Records that a request was denied. A log that does not take it is not a reason to answer
-    /// otherwise: the denial stands.
+    /// Records that a request was denied; says whether the denial stands in the log by itself. One
+    /// of a flood is only counted. A log that does not take it is not a reason to answer otherwise:
+    /// the denial stands.
     pub fn denied(
         &self,
         connection: &Connection,
         request_id: &str,
         denied: &Denied,
         facts_seq: (u64, u64),
-    ) {
-        let operation = denied.operation.as_ref();
-        let insured = operation.and_then(|operation| operation.insured);
+    ) -> bool {
+        let operation = denied.operation.as_deref();
         let event = Event::Decision {
             request_id: request_id.to_owned(),
-            principal: connection.client().identity().path(),
-            serial: connection.client().serial().to_string(),
-            staff: denied.staff.as_ref().map(|staff| staff.id.clone()),
-            operation: operation.map(|operation| operation.id.to_string()),
-            insured: insured.map(|insured| self.pseudonym.of(&insured.to_string())),
-            document: operation
-                .and_then(|operation| operation.document)
-                .map(|document| document.to_string()),
-            outcome: "deny".to_owned(),
+            actor: actor(connection, denied.staff.as_ref()),
+            action: operation.map(|operation| operation.id.to_string()),
+            object: operation.map(|operation| self.object(operation)).unwrap_or_default(),
+            decision: DENY.to_owned(),
             reasons: codes(denied.reasons),
             policy: self.policy.clone(),
             facts_ca_seq: facts_seq.0,
             facts_hub_seq: facts_seq.1,
             client_addr: connection.address().to_string(),
         };
-        self.append(&event);
+        self.append(&event).is_some_and(|receipt| !receipt.is_counted())
     }
 
     /// Records how the answer to a request ended.
@@ -115,14 +150,14 @@ impl Recorder {
         status: u16,
         bytes_sent: u64,
         duration_us: u64,
-        outcome: &str,
+        ending: Ending,
     ) {
-        self.append(&Event::Completion {
+        let _ = self.append(&Event::Completion {
             request_id: request_id.to_owned(),
             status,
             bytes_sent,
             duration_us,
-            outcome: outcome.to_owned(),
+            outcome: ending.as_str().to_owned(),
         });
     }
 
@@ -134,32 +169,73 @@ impl Recorder {
         detail: &str,
         refused: Option<&Refused>,
     ) {
-        self.append(&Event::HandshakeFailed {
+        let _ = self.append(&Event::HandshakeFailed {
             reason: reason.to_owned(),
             detail: detail.to_owned(),
             client_addr: address.to_string(),
-            serial: refused.and_then(|refused| refused.serial).map(|serial| serial.to_string()),
-            principal: refused.and_then(|refused| refused.claimed.clone()),
+            actor: refused.and_then(claimed),
         });
     }
 
     /// Records that the gateway is ready.
     pub fn started(&self) {
-        self.append(&Event::ServiceStarted { version: env!("CARGO_PKG_VERSION").to_owned() });
+        let _ =
+            self.append(&Event::ServiceStarted { version: env!("CARGO_PKG_VERSION").to_owned() });
     }
 
     /// Records a regular end and closes the log.
     pub fn stopped(&self) {
-        self.append(&Event::ServiceStopped);
+        let _ = self.append(&Event::ServiceStopped);
         self.log.clone().close();
     }
 
-    fn append(&self, event: &Event) {
-        if let Err(error) = self.log.append(event) {
-            let error: &dyn std::error::Error = &error;
-            tracing::error!(error, "audit record could not be written");
+    /// What the request is about, as far as its path says.
+    fn object(&self, operation: &Operation) -> Object {
+        let Operation { insured, insurer, document, numbered, .. } = operation;
+        let (version, name) = match (numbered, insurer) {
+            (Some(Numbered::Version(version)), _) => (Some(version.to_string()), None),
+            (Some(Numbered::Consent(id)), _) => (None, Some(format!("consent/{id}"))),
+            (Some(Numbered::InboxItem(id)), Some(insurer)) => {
+                (None, Some(format!("municipality/{insurer}/inbox/{id}")))
+            }
+            (None, Some(insurer)) if insured.is_none() => {
+                (None, Some(format!("municipality/{insurer}")))
+            }
+            (Some(Numbered::InboxItem(_)) | None, _) => (None, None),
+        };
+        Object {
+            insured: insured.map(|insured| self.pseudonym.of(&insured.to_string())),
+            document: document.map(|document| document.to_string()),
+            document_id: version,
+            name,
         }
     }
+
+    fn append(&self, event: &Event) -> Option<Receipt> {
+        self.log
+            .append(event)
+            .inspect_err(|error| {
+                let error: &dyn std::error::Error = error;
+                tracing::error!(error, "audit record could not be written");
+            })
+            .ok()
+    }
+}
+
+fn actor(connection: &Connection, staff: Option<&Staff>) -> Actor {
+    let client = connection.client();
+    let actor = Actor::of(client.identity().path()).serial(client.serial().to_string());
+    match staff {
+        Some(staff) => actor.staff(&staff.id, staff.job.as_str()),
+        None => actor,
+    }
+}
+
+/// What a refused certificate says of itself.
+fn claimed(refused: &Refused) -> Option<Actor> {
+    let serial = refused.serial?;
+    let principal = refused.claimed.as_deref().unwrap_or("unidentified");
+    Some(Actor::of(principal).serial(serial.to_string()))
 }
 
 /// The principal as it may stand in a trace line: kind only, never a number.

@@ -8,13 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use audit_log::Durability;
+use audit_log::{CheckpointKey, Durability};
 use policies::matrix::Profile;
 use policies::permit::PermitKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::facts_feed::chain;
 
 /// Why a configuration is refused: one line for each problem.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +54,14 @@ pub struct RawConfig {
 struct RawAudit {
     dir: PathBuf,
     pseudonym_key: PathBuf,
+    key: PathBuf,
+    stream_socket: PathBuf,
     #[serde(default = "default_durability")]
     durability: String,
+    #[serde(default = "default_retention_days")]
+    retention_days: u32,
+    #[serde(default = "default_refusals_per_minute_max")]
+    refusals_per_minute_max: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,6 +134,20 @@ fn default_durability() -> String {
     "before-response".to_owned()
 }
 
+/// Five years.
+const fn default_retention_days() -> u32 {
+    1826
+}
+
+const fn default_refusals_per_minute_max() -> u32 {
+    60
+}
+
+/// A hundred years.
+const RETENTION_DAYS_MAX: u32 = 36_525;
+
+const REFUSALS_PER_MINUTE_MAX: u32 = 100_000;
+
 /// The limits in force. Every one of them is a hard bound.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -173,6 +195,24 @@ pub struct Feed {
     pub public_key: String,
 }
 
+/// How the audit log is kept, and where its records are offered.
+pub struct Audit {
+    /// The log's folder.
+    pub dir: PathBuf,
+    /// Signs the log's heads.
+    pub key: CheckpointKey,
+    /// The key of the pseudonyms in the records.
+    pub pseudonym_key: [u8; 32],
+    /// What "written" means.
+    pub durability: Durability,
+    /// The unix socket on which the records are offered.
+    pub stream_socket: PathBuf,
+    /// Whole segments that are older are deleted.
+    pub retention: Duration,
+    /// Refusals of one party in a minute that are written one by one; more are only counted.
+    pub refusals_per_minute_max: u32,
+}
+
 /// The server's certificate chain and key, read and matched to each other when TLS is set up.
 pub struct ServerIdentity {
     /// Leaf first.
@@ -207,12 +247,8 @@ pub struct Config {
     pub ready_file: PathBuf,
     /// Whether certificates of a demo CA are accepted.
     pub demo: bool,
-    /// The audit log's folder.
-    pub audit_dir: PathBuf,
-    /// What "written" means for the audit log.
-    pub durability: Durability,
-    /// The key of the pseudonyms in the audit log.
-    pub pseudonym_key: [u8; 32],
+    /// The audit log.
+    pub audit: Audit,
     /// Offices and revocations.
     pub feed_ca: Feed,
     /// Registrations, consents and the rest.
@@ -259,17 +295,15 @@ impl Checker {
             let key = PermitKey::new(&bytes);
             self.keep("permit_key", key)
         });
-        let pseudonym_key = self.secret("audit.pseudonym_key", &raw.audit.pseudonym_key);
+        let audit = self.audit(raw.audit);
         let profile = self.keep("policy_profile", raw.policy_profile.parse::<Profile>());
-        let durability = self.durability(&raw.audit.durability);
         self.check_feed("feeds.ca.public_key", &raw.feeds.ca.public_key);
         self.check_feed("feeds.hub.public_key", &raw.feeds.hub.public_key);
         let limits = self.limits(&raw.limits);
         if raw.id.is_empty() || raw.id.len() > 64 {
             self.problem("id", "must be 1 to 64 characters");
         }
-        match (listen, admin_listen, chain, key, trust_anchors, permit_key, pseudonym_key, profile)
-        {
+        match (listen, admin_listen, chain, key, trust_anchors, permit_key, audit, profile) {
             (
                 Some(listen),
                 Some(admin_listen),
@@ -277,7 +311,7 @@ impl Checker {
                 Some(key),
                 Some(trust_anchors),
                 Some(permit_key),
-                Some(pseudonym_key),
+                Some(audit),
                 Some(profile),
             ) if self.problems.is_empty() => Ok(Config {
                 id: raw.id,
@@ -292,9 +326,7 @@ impl Checker {
                 profile,
                 ready_file: raw.ready_file,
                 demo: raw.demo,
-                audit_dir: raw.audit.dir,
-                durability,
-                pseudonym_key,
+                audit,
                 feed_ca: feed(raw.feeds.ca),
                 feed_hub: feed(raw.feeds.hub),
                 limits,
@@ -374,6 +406,31 @@ impl Checker {
     fn private_file(&mut self, key: &str, path: &Path) -> Option<Vec<u8>> {
         let read = read_private(path);
         self.keep(key, read)
+    }
+
+    fn audit(&mut self, raw: RawAudit) -> Option<Audit> {
+        let pseudonym_key = self.secret("audit.pseudonym_key", &raw.pseudonym_key);
+        let key = CheckpointKey::load(&raw.key).map_err(|error| chain(&error));
+        let key = self.keep("audit.key", key);
+        let durability = self.durability(&raw.durability);
+        let (days, refusals) = (raw.retention_days, raw.refusals_per_minute_max);
+        for (name, value, max) in [
+            ("audit.retention_days", days, RETENTION_DAYS_MAX),
+            ("audit.refusals_per_minute_max", refusals, REFUSALS_PER_MINUTE_MAX),
+        ] {
+            if !(1..=max).contains(&value) {
+                self.problem(name, &format!("must be from 1 to {max}"));
+            }
+        }
+        Some(Audit {
+            dir: raw.dir,
+            key: key?,
+            pseudonym_key: pseudonym_key?,
+            durability,
+            stream_socket: raw.stream_socket,
+            retention: Duration::from_secs(u64::from(days) * 24 * 3600),
+            refusals_per_minute_max: refusals,
+        })
     }
 
     fn durability(&mut self, text: &str) -> Durability {
@@ -523,6 +580,11 @@ mod tests {
         [audit]
         dir = "/var/audit"
         pseudonym_key = "/nonexistent/pseudonym.key"
+        key = "/nonexistent/audit.key"
+        stream_socket = "/run/audit-stream.sock"
+        durability = "never"
+        retention_days = 0
+        refusals_per_minute_max = 100001
         [feeds.ca]
         socket = "/run/ca.sock"
         public_key = "AAAA"
@@ -543,6 +605,10 @@ mod tests {
             "`permit_key`",
             "`policy_profile`",
             "`audit.pseudonym_key`",
+            "`audit.key`",
+            "`audit.durability`",
+            "`audit.retention_days`",
+            "`audit.refusals_per_minute_max`",
             "`feeds.ca.public_key`",
         ] {
             assert!(problems.iter().any(|line| line.contains(key)), "{key}: {problems:?}");

@@ -75,6 +75,11 @@ impl Connection {
         self.unserved_bytes.store(0, Ordering::Relaxed);
     }
 
+    /// Whether it was cut: what follows on it is the gateway's doing, not the client's.
+    pub fn is_cut(&self) -> bool {
+        self.cut.is_cancelled()
+    }
+
     /// Whether the TLS session was resumed.
     pub fn resumed(&self) -> bool {
         self.resumed

@@ -12,6 +12,7 @@
 //!  ready,   signed facts          decide → Permit | Denied
 //!  metrics  → Facts                  │
 //!                                    ├─► audit     decision record, on disk before the first byte
+//!                                    │     └─► audit_stream   the records, offered to the hub
 //!                                    └─► upstream  takes &Permit: cannot be reached without one
 //!
 //!  proxy    the pingora phases that call the above, in call order
@@ -33,6 +34,7 @@ pub mod framing;
 pub mod session;
 pub mod access;
 pub mod audit;
+pub mod audit_stream;
 pub mod upstream;
 pub mod proxy;
 pub mod facts_feed;

@@ -47,6 +47,14 @@ impl Metrics {
         Ok(Self { registry, requests, handshakes, connections_open, request_seconds })
     }
 
+    /// Takes in what the audit log counts about itself.
+    ///
+    /// # Errors
+    /// If it was taken in before; a start-up error.
+    pub fn include(&self, log: &audit_log::Metrics) -> Result<(), prometheus::Error> {
+        log.register(&self.registry)
+    }
+
     /// The text exposition format, with `extra` gauges (name, help, value) that are read at scrape
     /// time.
     pub fn render(&self, extra: &[(&str, &str, f64)]) -> String {

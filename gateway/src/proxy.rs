@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policies::reason::{ErrorBody, Reason, ReasonSet};
 
 use crate::access::{Access, Asked, Denied, Permit};
-use crate::audit::{Recorded, Recorder};
+use crate::audit::{Ending, Recorded, Recorder};
 use crate::config::Limits;
 use crate::downstream::{Connection, connection_of};
 use crate::framing;
@@ -49,6 +49,8 @@ pub struct RequestContext {
     connection: Option<Arc<Connection>>,
     permit: Option<Permit>,
     recorded: Option<Recorded>,
+    /// Whether the decision stands in the log by itself; otherwise there is nothing to complete.
+    decided: bool,
     refused: ReasonSet,
     status: Option<u16>,
     body_bytes: u64,
@@ -131,7 +133,7 @@ impl Gateway {
         denied: &Denied,
     ) -> Result<()> {
         let seq = self.access.facts_seq();
-        self.recorder.denied(connection, &context.request_id, denied, seq);
+        context.decided = self.recorder.denied(connection, &context.request_id, denied, seq);
         context.refused = denied.reasons;
         if denied.reasons.contains(Reason::BadRequest) {
             // Where one request ends is not certain: the connection carries no further one.
@@ -153,10 +155,15 @@ impl Gateway {
         {
             self.access.still_allowed(connection.client(), permit)?;
         }
-        match context.recorded.take() {
-            Some(recorded) => recorded.on_disk().await.map_err(|_| Reason::AuditUnavailable.into()),
-            None => Ok(()),
-        }
+        let Some(recorded) = context.recorded.take() else {
+            return Ok(());
+        };
+        recorded.on_disk().await.map_err(|error| {
+            let error: &dyn std::error::Error = &error;
+            tracing::error!(error, "decision could not be recorded, answer withheld");
+            context.decided = false;
+            Reason::AuditUnavailable.into()
+        })
     }
 }
 
@@ -171,6 +178,7 @@ impl ProxyHttp for Gateway {
             connection: None,
             permit: None,
             recorded: None,
+            decided: false,
             refused: ReasonSet::EMPTY,
             status: None,
             body_bytes: 0,
@@ -200,6 +208,7 @@ impl ProxyHttp for Gateway {
             Ok((permit, recorded)) => {
                 context.permit = Some(permit);
                 context.recorded = Some(recorded);
+                context.decided = true;
                 Ok(false)
             }
             Err(denied) => {
@@ -330,14 +339,12 @@ impl ProxyHttp for Gateway {
         let elapsed = context.started.elapsed();
         let written = session.response_written().map(|response| response.status.as_u16());
         let status = written.or(context.status).unwrap_or(0);
-        let outcome = match (error, context.refused.is_empty()) {
-            (Some(_), _) => "failed",
-            (None, true) => "complete",
-            (None, false) => "refused",
-        };
-        let bytes = session.body_bytes_sent() as u64;
-        let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        self.recorder.completed(&context.request_id, status, bytes, duration_us, outcome);
+        if context.decided {
+            let bytes = session.body_bytes_sent() as u64;
+            let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+            let ending = ending(error, context);
+            self.recorder.completed(&context.request_id, status, bytes, duration_us, ending);
+        }
         let (decision, reason) = if context.refused.is_empty() {
             ("allow", "none")
         } else {
@@ -359,6 +366,31 @@ impl ProxyHttp for Gateway {
         _error: &Error,
     ) -> bool {
         true
+    }
+}
+
+/// How a request ended, from what pingora says of it and what we did.
+fn ending(error: Option<&Error>, context: &RequestContext) -> Ending {
+    let Some(error) = error else {
+        return match (context.refused.is_empty(), &context.permit) {
+            (true, _) => Ending::Complete,
+            (false, Some(_)) => Ending::Withheld,
+            (false, None) => Ending::Refused,
+        };
+    };
+    if context.connection.as_ref().is_some_and(|connection| connection.is_cut()) {
+        return Ending::Cut;
+    }
+    match error.esource() {
+        ErrorSource::Downstream => Ending::ClientGone,
+        ErrorSource::Upstream => Ending::UpstreamFailed,
+        // A limit of ours, answered with a refusal.
+        ErrorSource::Internal | ErrorSource::Unset
+            if matches!(error.etype(), ErrorType::HTTPStatus(_)) =>
+        {
+            Ending::Refused
+        }
+        ErrorSource::Internal | ErrorSource::Unset => Ending::Failed,
     }
 }
 

@@ -23,8 +23,9 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::admin::{self, Admin};
 use crate::audit::Recorder;
+use crate::audit_stream::{self, AuditStream};
 use crate::client_cert::LeafRules;
-use crate::config::{Config, Limits};
+use crate::config::{Audit, Config, Limits};
 use crate::downstream::LiveConnections;
 use crate::facts_feed::{FeedTask, LiveFacts};
 use crate::listener::Listener;
@@ -41,14 +42,27 @@ const AUDIT_SEGMENT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// # Errors
 /// What kept it from starting.
 pub async fn run(config: Config, supervised: bool) -> Result<()> {
+    let log = open_log(&config.audit)?;
+    run_until(config, log, end(supervised)).await
+}
+
+/// Runs the gateway on a log that is open already, until `ended`; then drains, and closes the log.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn run_until(
+    config: Config,
+    log: AuditLog,
+    ended: impl Future<Output = ()>,
+) -> Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let facts = Arc::new(LiveFacts::default());
     let live = LiveConnections::new(metrics.clone());
     let tls = crate::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
     let matrix = Matrix::builtin(config.profile).context("sharing matrix")?;
     let operations = Operations::builtin().context("operations table")?;
-    let log = open_log(&config)?;
-    let recorder = Arc::new(Recorder::new(log, &config.pseudonym_key, matrix.version().to_owned()));
+    let recorder = recorder(&config.audit, log, &matrix, &metrics)?;
+    let stream_socket = audit_stream::Socket::bind(&config.audit.stream_socket)?;
     let socket = bind("listen", config.listen).await?;
     let admin_socket = bind("admin_listen", config.admin_listen).await?;
     let addresses = (socket.local_addr()?, admin_socket.local_addr()?);
@@ -61,7 +75,7 @@ pub async fn run(config: Config, supervised: bool) -> Result<()> {
     });
     let admin_task = tokio::spawn(admin::serve(admin_socket, admin));
     spawn_feeds(&config, &facts, &live);
-    let mut ended = Box::pin(end(supervised));
+    let mut ended = std::pin::pin!(ended);
     tokio::select! {
         () = first_snapshots(&facts) => {}
         () = &mut ended => return Ok(()),
@@ -71,6 +85,13 @@ pub async fn run(config: Config, supervised: bool) -> Result<()> {
     let gateway =
         Gateway::new(access, recorder.clone(), hub, config.limits.clone(), metrics.clone());
     let proxy = Arc::new(proxy(gateway, &config.limits));
+    let stream = AuditStream {
+        dir: config.audit.dir,
+        committed: recorder.committed(),
+        facts: facts.clone(),
+        shutdown: shutdown.clone(),
+    };
+    let streaming = tokio::spawn(Arc::new(stream).run(stream_socket));
     let tasks = TaskTracker::new();
     let listener = Arc::new(Listener {
         acceptor: TlsAcceptor::from(tls),
@@ -94,19 +115,36 @@ pub async fn run(config: Config, supervised: bool) -> Result<()> {
     let _ = std::fs::remove_file(&config.ready_file);
     let _ = stop.send(true);
     drain(&proxy, &live, tasks, config.limits.drain_timeout).await;
-    let _ = tokio::join!(accepting, admin_task);
+    let _ = tokio::join!(accepting, admin_task, streaming);
     recorder.stopped();
     Ok(())
 }
 
-fn open_log(config: &Config) -> Result<AuditLog> {
-    let options = Options {
-        durability: config.durability,
+fn recorder(
+    audit: &Audit,
+    log: AuditLog,
+    matrix: &Matrix,
+    metrics: &Metrics,
+) -> Result<Arc<Recorder>> {
+    metrics.include(log.metrics()).context("metrics of the audit log")?;
+    let policy = matrix.version().to_owned();
+    Ok(Arc::new(Recorder::new(log, &audit.pseudonym_key, policy)))
+}
+
+/// How the configuration wants the log to be kept.
+pub fn log_options(audit: &Audit) -> Options {
+    Options {
+        durability: audit.durability,
         segment_bytes_max: AUDIT_SEGMENT_BYTES_MAX,
-        source: "gateway".to_owned(),
-    };
-    AuditLog::open(&config.audit_dir, options)
-        .with_context(|| format!("audit log `{}`", config.audit_dir.display()))
+        retention: audit.retention,
+        refusals_per_minute_max: audit.refusals_per_minute_max,
+        ..Options::new("gateway", audit.key.clone())
+    }
+}
+
+fn open_log(audit: &Audit) -> Result<AuditLog> {
+    AuditLog::open(&audit.dir, log_options(audit))
+        .with_context(|| format!("audit log `{}`", audit.dir.display()))
 }
 
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use audit_log::{AuditLog, CheckpointKey, Disk, Entry, Event, VerifyingKey};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -20,11 +21,13 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixListener};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 pub const OFFICE: &str = "1370000001";
+pub const OFFICE_NAME: &str = "見本居宅介護支援事業所";
 pub const INSURED: &str = "131016/0000000001";
 
 pub fn now() -> u64 {
@@ -144,7 +147,9 @@ async fn hub(listener: UnixListener) {
         tokio::spawn(async move {
             let mut stream = BufReader::new(stream);
             while let Some(answer) = echo(&mut stream).await {
-                stream.get_mut().write_all(answer.as_bytes()).await.unwrap();
+                if stream.get_mut().write_all(answer.as_bytes()).await.is_err() {
+                    return;
+                }
             }
         });
     }
@@ -165,7 +170,11 @@ async fn echo(stream: &mut BufReader<tokio::net::UnixStream>) -> Option<String> 
     let key = PermitKey::new(&[7; 32]).unwrap();
     let permit = header(&head, "sekisho-permit")?;
     let opened = key.open(&permit, method, target, gateway::facts_feed::now_ms()).unwrap();
-    let json = serde_json::json!({ "head": head, "claims": opened.claims() }).to_string();
+    let padding = header(&head, "pad").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let json = serde_json::json!({
+        "head": head, "claims": opened.claims(), "padding": "x".repeat(padding),
+    });
+    let json = json.to_string();
     Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len()))
 }
 
@@ -176,6 +185,20 @@ pub fn header(head: &str, name: &str) -> Option<String> {
     })
 }
 
+/// How the gateway's audit log is kept.
+pub struct Setup {
+    pub disk: Disk,
+    /// More lines in the configuration's part about it.
+    pub more: &'static str,
+    pub segment_bytes_max: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { disk: Disk::real(), more: "", segment_bytes_max: audit_log::SEGMENT_BYTES_MAX }
+    }
+}
+
 pub struct World {
     pub dir: tempfile::TempDir,
     pub pki: Pki,
@@ -183,11 +206,18 @@ pub struct World {
     pub admin: SocketAddr,
     pub ca: Feed,
     pub hub: Feed,
+    pub audit_key: VerifyingKey,
     staff_key: EcdsaKeyPair,
+    end: Option<oneshot::Sender<()>>,
+    running: JoinHandle<anyhow::Result<()>>,
 }
 
 impl World {
     pub async fn start() -> Self {
+        Self::start_with(Setup::default()).await
+    }
+
+    pub async fn start_with(setup: Setup) -> Self {
         let _ = rustls::crypto::CryptoProvider::install_default(gateway::tls::provider());
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -202,6 +232,8 @@ impl World {
         write(&path("issuing.pem"), pki.ca_pem.as_bytes());
         write(&path("permit.key"), &[7; 32]);
         write(&path("pseudonym.key"), &[8; 32]);
+        let (audit_key, text) = CheckpointKey::generate("test.example/audit/gateway").unwrap();
+        write(&path("audit.key"), text.as_bytes());
         let staff_key = {
             let document = EcdsaKeyPair::generate_pkcs8(
                 &ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -213,11 +245,58 @@ impl World {
         let ca = Feed::start(Source::Ca, &path("ca.sock"), vec![office()]);
         let hub_feed = Feed::start(Source::Hub, &path("hub-feed.sock"), hub_facts(&staff_key));
         tokio::spawn(hub(UnixListener::bind(path("hub.sock")).unwrap()));
-        write(&path("gateway.toml"), config(dir.path(), &ca, &hub_feed).as_bytes());
+        write(&path("gateway.toml"), config(dir.path(), &ca, &hub_feed, setup.more).as_bytes());
         let config = gateway::config::Config::load(&path("gateway.toml")).unwrap();
-        tokio::spawn(gateway::run::run(config, false));
+        let mut options = gateway::run::log_options(&config.audit);
+        options.segment_bytes_max = setup.segment_bytes_max;
+        let log = AuditLog::open_on(setup.disk, &config.audit.dir, options).unwrap();
+        let (end, ended) = oneshot::channel::<()>();
+        let ended = async {
+            let _ = ended.await;
+        };
+        let running = tokio::spawn(gateway::run::run_until(config, log, ended));
         let (public, admin) = ready(&path("ready.json")).await;
-        Self { dir, pki, public, admin, ca, hub: hub_feed, staff_key }
+        Self {
+            audit_key: audit_key.verifying_key().clone(),
+            end: Some(end),
+            dir,
+            pki,
+            public,
+            admin,
+            ca,
+            hub: hub_feed,
+            staff_key,
+            running,
+        }
+    }
+
+    /// Ends the gateway in good order; its log is closed then.
+    pub async fn stop(&mut self) {
+        self.end.take().unwrap().send(()).unwrap();
+        (&mut self.running).await.unwrap().unwrap();
+    }
+
+    /// Where the gateway's log is.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.dir.path().join("audit")
+    }
+
+    /// Everything that the log holds on disk now.
+    pub fn entries(&self) -> Vec<Entry> {
+        audit_log::read(&self.audit_dir()).map(Result::unwrap).collect()
+    }
+
+    /// The events, once `enough` says that what was waited for is there.
+    pub async fn events_when(&self, enough: impl Fn(&[Event]) -> bool) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..1_000 {
+            events = self.entries().into_iter().map(|entry| entry.event).collect();
+            if enough(&events) {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the audit log never said it: {events:?}");
     }
 
     /// A staff token for `party`'s certificate, as the hub would mint it.
@@ -274,7 +353,7 @@ impl World {
     /// The audit log as text, once it holds `wanted`.
     pub async fn audit_with(&self, wanted: &str) -> String {
         for _ in 0..100 {
-            let text: String = std::fs::read_dir(self.dir.path().join("audit"))
+            let text: String = std::fs::read_dir(self.audit_dir())
                 .unwrap()
                 .filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok())
                 .collect();
@@ -290,6 +369,14 @@ impl World {
 /// One kept-open HTTP/1.1 connection.
 pub struct Client {
     stream: BufReader<TlsStream<TcpStream>>,
+}
+
+/// What a client got of an answer.
+pub struct Delivery {
+    pub status: u16,
+    pub request_id: String,
+    pub bytes: usize,
+    pub missing: usize,
 }
 
 pub struct Reply {
@@ -325,6 +412,46 @@ impl Client {
         Ok(Reply { status, head, body })
     }
 
+    /// Asks for a document and takes all that comes of the answer.
+    pub async fn deliver(&mut self, path: &str, headers: &str) -> std::io::Result<Delivery> {
+        let mut delivery = self.begin(path, headers).await?;
+        while self.more(&mut delivery).await? {}
+        Ok(delivery)
+    }
+
+    /// Asks for a document and takes the head of the answer.
+    pub async fn begin(&mut self, path: &str, headers: &str) -> std::io::Result<Delivery> {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n")).await?;
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if self.stream.read_line(&mut head).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let length = header(&head, "content-length").and_then(|text| text.parse().ok());
+        Ok(Delivery {
+            status: head.split(' ').nth(1).and_then(|text| text.parse().ok()).unwrap(),
+            request_id: header(&head, "sekisho-request-id").unwrap(),
+            bytes: 0,
+            missing: length.unwrap_or(0),
+        })
+    }
+
+    /// Takes the next bytes of the body; `false` when there are no more.
+    pub async fn more(&mut self, delivery: &mut Delivery) -> std::io::Result<bool> {
+        if delivery.missing == 0 {
+            return Ok(false);
+        }
+        let taken = self.stream.fill_buf().await?.len().min(delivery.missing);
+        if taken == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        self.stream.consume(taken);
+        delivery.missing -= taken;
+        delivery.bytes += taken;
+        Ok(true)
+    }
+
     pub fn key_exchange_group(&self) -> Option<rustls::NamedGroup> {
         let (_, session) = self.stream.get_ref().get_ref();
         session.negotiated_key_exchange_group().map(|group| group.name())
@@ -342,6 +469,7 @@ fn office() -> Fact {
         service_types: vec!["43".parse().unwrap()],
         medical: false,
         suspended: false,
+        name: OFFICE_NAME.to_owned(),
     }
 }
 
@@ -366,7 +494,7 @@ fn hub_facts(staff_key: &EcdsaKeyPair) -> Vec<Fact> {
     ]
 }
 
-fn config(dir: &Path, ca: &Feed, hub: &Feed) -> String {
+fn config(dir: &Path, ca: &Feed, hub: &Feed, more: &str) -> String {
     let dir = dir.display();
     let (ca, hub) = (&ca.public_key, &hub.public_key);
     format!(
@@ -385,6 +513,9 @@ fn config(dir: &Path, ca: &Feed, hub: &Feed) -> String {
         [audit]
         dir = "{dir}/audit"
         pseudonym_key = "{dir}/pseudonym.key"
+        key = "{dir}/audit.key"
+        stream_socket = "{dir}/stream.sock"
+        {more}
         [feeds.ca]
         socket = "{dir}/ca.sock"
         public_key = "{ca}"

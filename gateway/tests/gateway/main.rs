@@ -3,7 +3,11 @@
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no readers of its API")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod floods;
 mod harness;
+mod power;
+mod records;
+mod stream;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,7 +54,7 @@ async fn a_permitted_request_reaches_the_hub_with_our_identity_only() {
     assert_eq!(reply.body["claims"]["serial"], party.serial);
     assert!(header(&reply.head, "sekisho-request-id").is_some());
     let log = world.audit_with(r#""event":"completion""#).await;
-    assert!(log.contains(r#""outcome":"allow""#) && !log.contains("0000000001"), "{log}");
+    assert!(log.contains(r#""decision":"allow""#) && !log.contains("0000000001"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,6 +208,7 @@ async fn a_suspended_office_is_cut_and_refused() {
         service_types: vec!["43".parse().unwrap()],
         medical: false,
         suspended: true,
+        name: String::new(),
     });
     let start = Instant::now();
     while open.get(CARD, &headers).await.is_ok_and(|reply| reply.status == 200) {
@@ -223,13 +228,33 @@ async fn readiness_and_metrics_are_served_on_loopback() {
     assert!(ready.starts_with("HTTP/1.1 200") && ready.contains(r#""ready":true"#), "{ready}");
     // The counter moves after the response has left.
     let counted = r#"sekisho_requests_total{decision="deny",reason="consent_required"} 1"#;
-    for _ in 0..50 {
-        if world.admin_get("/metrics").await.contains(counted) {
-            return;
+    let mut metrics = String::new();
+    for _ in 0..100 {
+        metrics = world.admin_get("/metrics").await;
+        if metrics.contains(counted) {
+            break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("{}", world.admin_get("/metrics").await);
+    assert!(metrics.contains(counted), "{metrics}");
+    for name in [
+        "sekisho_feed_ca_age_seconds ",
+        "sekisho_feed_hub_age_seconds ",
+        "sekisho_audit_append_seconds_bucket{",
+        "sekisho_audit_group_records_bucket{",
+        "sekisho_audit_queue_records ",
+        "sekisho_audit_queue_bytes ",
+        "sekisho_audit_checkpoint_age_seconds ",
+        "sekisho_audit_disk_free_bytes ",
+        "sekisho_audit_available 1",
+        "sekisho_audit_records_total ",
+        "sekisho_audit_refusals_counted_total 0",
+    ] {
+        let lines = metrics.lines().filter(|line| line.starts_with(name)).count();
+        assert!(lines > 0, "{name}: {metrics}");
+    }
+    let twice = metrics.lines().filter(|line| line.starts_with("# TYPE sekisho_audit_available "));
+    assert_eq!(twice.count(), 1, "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +267,7 @@ async fn a_request_that_cannot_be_read_is_recorded_too() {
     let _ = client.raw("GET /v1 HTTP/1.1\r\nbad header line\r\n\r\n").await;
     drop(client);
     let log = world.audit_with(r#""reasons":["bad_request"]"#).await;
-    assert_eq!(log.matches(r#""outcome":"deny""#).count(), 1, "{log}");
+    assert_eq!(log.matches(r#""decision":"deny""#).count(), 1, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,359 @@
+//! Offers the audit log's records on a unix socket: the hub keeps its access histories from them.
+//!
+//! The client sends one line, `{"from": N}`, the first record that it wants; 1 is everything that
+//! is kept. It is answered with JSON lines, in the order of the log and without end:
+//!
+//! ```text
+//! {"number":N,"at":AT,"event":{…},"party_name":"…"}   a decision, a completion, counted denials
+//! {"through":N}                                       everything up to record N was sent
+//! ```
+//!
+//! Other records are passed over. `through` comes at least each [`HEARTBEAT`]; it is lower than
+//! what the client has only if the log is another one than it knows. `party_name` is the office's
+//! name from the facts of the moment, and left out where none is known.
+//!
+//! Invariants: the socket has mode 0600 and the peer our user id; no record is sent before it is on
+//! disk; at most [`CLIENTS_MAX`] clients, each with bounded buffers, and one that does not read for
+//! [`WRITE_TIMEOUT`] is dropped. Nothing of this can hold up the log or a request.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use audit_log::{Actor, Event};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::facts_feed::{LiveFacts, chain};
+use follow::Follower;
+
+mod follow;
+
+/// Clients at once.
+pub const CLIENTS_MAX: usize = 4;
+/// Longest time between two `through` lines, as long as the client reads.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Longest time that a client may take to read what is written.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_BYTES_MAX: u64 = 256;
+/// The log is looked at no more often, so that many small commits are one step.
+const PAUSE: Duration = Duration::from_millis(20);
+/// When nothing else was written for so long, `through` is said again.
+const SILENCE_MAX: Duration = HEARTBEAT.saturating_sub(Duration::from_millis(200));
+const CHUNK_BYTES: usize = 32 * 1024;
+const CHUNKS_MAX: usize = 8;
+
+/// Why the socket can not be served.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Another process listens there.
+    #[error("`{}` is in use by a running process: stop it first", .0.display())]
+    InUse(PathBuf),
+    /// The socket can not be made.
+    #[error(
+        "the socket `{}` cannot be made: check that its folder exists and is ours",
+        path.display()
+    )]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why a client was dropped.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error("the client did not say in time from which record it wants to read")]
+    Silent,
+    #[error("the client's line is not `{{\"from\": N}}` with N from 1")]
+    Request,
+    #[error("the client does not read")]
+    Slow,
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    #[error("the log cannot be read")]
+    Log(#[from] follow::Error),
+    #[error("the reader broke off")]
+    Broken,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    from: u64,
+}
+
+#[derive(Serialize)]
+struct Line<'r> {
+    number: u64,
+    at: &'r str,
+    event: &'r Event,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    party_name: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Through {
+    through: u64,
+}
+
+/// The listening socket; its file goes when this is dropped.
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens on `path`, mode 0600; replaces a socket that a killed process left behind.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::Socket`].
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Socket { path: path.to_owned(), source };
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(Error::InUse(path.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(failed(error));
+            }
+            Err(_) => {}
+        }
+        // Bound under another name and renamed when the mode is set: nobody can connect in between.
+        let mut name = path.as_os_str().to_owned();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        let _ = std::fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).map_err(failed)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        std::fs::rename(&new, path).map_err(failed)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The server of the records.
+pub struct AuditStream {
+    /// The log's folder.
+    pub dir: PathBuf,
+    /// The number of the last record on disk.
+    pub committed: watch::Receiver<u64>,
+    /// Where the names of offices are looked up.
+    pub facts: Arc<LiveFacts>,
+    /// Turns `true` when the gateway drains.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+impl AuditStream {
+    /// Serves clients until the gateway drains.
+    pub async fn run(self: Arc<Self>, socket: Socket) {
+        let tasks = TaskTracker::new();
+        let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
+        let mut shutdown = self.shutdown.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = socket.listener.accept() => accepted,
+                _ = shutdown.wait_for(|draining| *draining) => break,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let ours = rustix::process::geteuid().as_raw();
+            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == ours) {
+                tracing::warn!("audit stream: connection of another user refused");
+                continue;
+            }
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                tracing::warn!("audit stream: more than {CLIENTS_MAX} clients, connection refused");
+                continue;
+            };
+            let server = Arc::clone(&self);
+            tasks.spawn(async move {
+                server.serve(stream).await;
+                drop(slot);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    async fn serve(&self, stream: UnixStream) {
+        let mut shutdown = self.shutdown.clone();
+        let ended = tokio::select! {
+            ended = self.client(stream) => ended,
+            _ = shutdown.wait_for(|draining| *draining) => return,
+        };
+        if let Err(lost) = ended {
+            tracing::info!(reason = chain(&lost), "audit stream: client dropped");
+        }
+    }
+
+    async fn client(&self, stream: UnixStream) -> Result<(), Lost> {
+        let (read, write) = stream.into_split();
+        let from = timeout(REQUEST_TIMEOUT, request(read)).await.map_err(|_| Lost::Silent)??;
+        let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
+        let before = (from - 1).min(*self.committed.borrow());
+        tokio::try_join!(self.follow(from, sender), send(write, chunks, before))?;
+        Ok(())
+    }
+
+    /// Reads the log on threads that may block, a step for all that was committed meanwhile.
+    async fn follow(&self, from: u64, sender: mpsc::Sender<Chunk>) -> Result<(), Lost> {
+        let mut committed = self.committed.clone();
+        let mut follower = Follower::new(&self.dir, from);
+        while !sender.is_closed() {
+            let through = *committed.borrow_and_update();
+            let outbox = Outbox::new(Arc::clone(&self.facts), sender.clone());
+            let step = move || step(follower, through, outbox);
+            follower = tokio::task::spawn_blocking(step).await.map_err(|_| Lost::Broken)??;
+            tokio::time::sleep(PAUSE).await;
+            if follower.read() >= through && committed.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn request(read: OwnedReadHalf) -> Result<u64, Lost> {
+    let mut line = String::new();
+    BufReader::new(read.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
+    match serde_json::from_str(&line) {
+        Ok(Request { from: from @ 1.. }) if line.ends_with('\n') => Ok(from),
+        Ok(_) | Err(_) => Err(Lost::Request),
+    }
+}
+
+/// Writes what comes, and `through` again when nothing does.
+async fn send(
+    mut write: OwnedWriteHalf,
+    mut chunks: mpsc::Receiver<Chunk>,
+    mut through: u64,
+) -> Result<(), Lost> {
+    loop {
+        let chunk = match timeout(SILENCE_MAX, chunks.recv()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => return Ok(()),
+            Err(_) => Chunk::new(Vec::new(), through),
+        };
+        through = chunk.through;
+        timeout(WRITE_TIMEOUT, write.write_all(&chunk.bytes)).await.map_err(|_| Lost::Slow)??;
+    }
+}
+
+/// Reads everything up to record `through`.
+fn step(
+    mut follower: Follower,
+    through: u64,
+    mut outbox: Outbox,
+) -> Result<Follower, follow::Error> {
+    follower.read_through(through, &mut |number, at, event| outbox.put(number, at, event))?;
+    outbox.flush(follower.read().min(through));
+    Ok(follower)
+}
+
+/// Whole lines, the last of them a `through`.
+struct Chunk {
+    bytes: Vec<u8>,
+    through: u64,
+}
+
+impl Chunk {
+    fn new(mut bytes: Vec<u8>, through: u64) -> Self {
+        push_line(&mut bytes, &Through { through });
+        Self { bytes, through }
+    }
+}
+
+/// Collects lines into chunks for one client.
+struct Outbox {
+    facts: Arc<LiveFacts>,
+    sender: mpsc::Sender<Chunk>,
+    bytes: Vec<u8>,
+    flushed: Instant,
+}
+
+impl Outbox {
+    fn new(facts: Arc<LiveFacts>, sender: mpsc::Sender<Chunk>) -> Self {
+        Self { facts, sender, bytes: Vec::new(), flushed: Instant::now() }
+    }
+
+    /// Takes one record; says whether the client is still there.
+    fn put(&mut self, number: u64, at: &str, event: &Event) -> bool {
+        if let Some(party) = offered(event) {
+            let party_name = self.party_name(&party);
+            push_line(&mut self.bytes, &Line { number, at, event, party_name });
+        }
+        let due = self.bytes.len() >= CHUNK_BYTES || self.flushed.elapsed() >= SILENCE_MAX / 2;
+        !due || self.flush(number)
+    }
+
+    fn flush(&mut self, through: u64) -> bool {
+        let chunk = Chunk::new(std::mem::take(&mut self.bytes), through);
+        self.flushed = Instant::now();
+        self.sender.blocking_send(chunk).is_ok()
+    }
+
+    fn party_name(&self, party: &Party) -> Option<String> {
+        let number = party.0.as_deref()?.parse().ok()?;
+        let facts = self.facts.current();
+        let name = facts.office(number).map(|office| office.name.clone());
+        name.filter(|name| !name.is_empty())
+    }
+}
+
+/// 事業所番号 of the office that a record is about, where it is about one.
+struct Party(Option<String>);
+
+/// Whose record it is, if it is one of those that are offered.
+fn offered(event: &Event) -> Option<Party> {
+    match event {
+        Event::Decision { actor, .. } => Some(Party(actor.office.clone())),
+        Event::Completion { .. } => Some(Party(None)),
+        Event::Aggregated { what, party, .. } if what == "denials" => {
+            Some(Party(Actor::of(party).office))
+        }
+        Event::Aggregated { .. }
+        | Event::HandshakeFailed { .. }
+        | Event::Intent { .. }
+        | Event::Effect { .. }
+        | Event::Outcome { .. }
+        | Event::ServiceStarted { .. }
+        | Event::ServiceStopped
+        | Event::Checkpoint { .. }
+        | Event::TailCut { .. }
+        | Event::Unfinished { .. }
+        | Event::Unavailable { .. }
+        | Event::ClockStepped { .. }
+        | Event::SegmentsDeleted { .. } => None,
+    }
+}
+
+fn push_line(bytes: &mut Vec<u8>, line: &impl Serialize) {
+    let start = bytes.len();
+    // An event came from JSON, so it has a JSON form; a half line must not stay in any case.
+    if serde_json::to_writer(&mut *bytes, line).is_err() {
+        bytes.truncate(start);
+        return;
+    }
+    bytes.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests;
