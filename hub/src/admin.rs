@@ -1,5 +1,6 @@
-//! The operator's door: registrations in a demo, staff, and the state of the hub, on the admin
-//! socket (mode 0600, own uid). Every change is audited like any other write.
+//! The operator's door: registrations in a demo, staff, the index of the gateway's records, and the
+//! state of the hub, on the admin socket (mode 0600, own uid). Every change is audited like any
+//! other write.
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -9,7 +10,7 @@ use axum::routing::{get, post};
 use serde_json::json;
 
 use crate::refusal::{Refusal, finish};
-use crate::{Hub, registration, routes, staff};
+use crate::{Hub, gateway_records, registration, routes, staff};
 
 /// The router of the admin socket.
 pub(crate) fn router(hub: Hub) -> Router {
@@ -18,6 +19,8 @@ pub(crate) fn router(hub: Hub) -> Router {
         .route("/registrations/end", post(registration::end_by_operator))
         .route("/staff", post(staff::set))
         .route("/staff/lock", post(staff::lock))
+        .route("/access-index", get(gateway_records::status))
+        .route("/access-index/rebuild", post(gateway_records::rebuild))
         .route("/status", get(status))
         .fallback(routes::no_such_operation)
         .method_not_allowed_fallback(routes::no_such_operation)

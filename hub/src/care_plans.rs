@@ -129,13 +129,16 @@ async fn store_plans(
         return Err(refused(without_first));
     }
     let mut stored = Vec::new();
-    let mut plans_of: BTreeMap<InsuredKey, usize> = BTreeMap::new();
+    let mut versions_of: BTreeMap<InsuredKey, Vec<String>> = BTreeMap::new();
+    let kind = DocumentKind::HomeCarePlan;
     for (insured, content) in contents {
-        stored.push(store_plan(work, permit, file, insured, content).await?);
-        *plans_of.entry(insured).or_default() += 1;
+        let version = store_plan(work, permit, file, insured, content).await?;
+        stored.push(json!({ "insured": insured, "kind": kind, "version": version }));
+        versions_of.entry(insured).or_default().push(version.to_string());
     }
-    for (insured, plans) in plans_of {
-        work.effect_on(insured, format!("{plans} home-care plans stored"));
+    for (insured, versions) in versions_of {
+        let effect = format!("{} home-care plans stored", versions.len());
+        work.effect_on(insured, (kind.as_str(), versions.join(",")), effect);
     }
     Ok(json!({ "stored": stored, "rows": file.rows }))
 }
@@ -146,13 +149,12 @@ async fn store_plan(
     file: &CarePlanFile,
     insured: InsuredKey,
     content: PlanContent,
-) -> Result<Value, Refusal> {
-    let kind = DocumentKind::HomeCarePlan;
+) -> Result<i64, Refusal> {
     let stored = insert(
         work,
         NewVersion {
             insured,
-            kind,
+            kind: DocumentKind::HomeCarePlan,
             author: format!("office/{}", file.sender),
             submitted_by: permit.claims().principal.path(),
             request_id: &permit.claims().request_id,
@@ -161,7 +163,7 @@ async fn store_plan(
         },
     )
     .await?;
-    Ok(json!({ "insured": insured, "kind": kind, "version": stored.version }))
+    Ok(stored.version)
 }
 
 /// What a plan of this file form holds; the tables that were stored before stay as they came.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
-use crate::access_history::Subject;
+use crate::access_history::{CERTIFICATION, Subject};
 use crate::body::{JsonBody, Text};
 use crate::clock::Day;
 use crate::permit_guard::Permitted;
@@ -112,6 +112,7 @@ async fn append(work: &mut Work, permit: &Permitted, step: &Step) -> Result<Valu
     .bind(int(now))
     .execute(work.conn())
     .await?;
+    work.document(CERTIFICATION, application);
     work.effect(format!("certification moved to {}", word(step.stage)));
     progress(&rows(work.conn(), insured).await?)
 }

@@ -28,6 +28,18 @@ pub(crate) fn rfc3339(seconds: u64) -> String {
     instant(seconds).and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
+/// Unix milliseconds of an RFC 3339 instant.
+pub(crate) fn parse_ms(text: &str) -> Option<u64> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+/// `2026年4月1日 9時0分`: the minute in Japan.
+pub(crate) fn japan_minute(seconds: u64) -> String {
+    let minute = instant(seconds).and_then(|at| at.to_offset(japan()).format(MINUTE_JA).ok());
+    minute.unwrap_or_default()
+}
+
 /// The first second of the day in Japan that `seconds` lies in.
 pub(crate) fn today_begin(seconds: u64) -> u64 {
     seconds - (seconds + JAPAN_S) % DAY_S
@@ -105,12 +117,18 @@ fn day_begin(text: &str) -> Option<u64> {
 }
 
 fn japan_day(seconds: u64) -> String {
-    let offset = UtcOffset::from_hms(9, 0, 0).unwrap_or(UtcOffset::UTC);
-    let day = instant(seconds).map(|at| at.to_offset(offset).date());
+    let day = instant(seconds).map(|at| at.to_offset(japan()).date());
     day.and_then(|day| day.format(DAY).ok()).unwrap_or_default()
 }
 
+fn japan() -> UtcOffset {
+    UtcOffset::from_hms(9, 0, 0).unwrap_or(UtcOffset::UTC)
+}
+
 const DAY: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day]");
+const MINUTE_JA: &[BorrowedFormatItem<'_>] = format_description!(
+    "[year]年[month padding:none]月[day padding:none]日 [hour padding:none]時[minute padding:none]分"
+);
 const DAY_S: u64 = 86_400;
 const JAPAN_S: u64 = 9 * 3_600;
 
@@ -135,6 +153,14 @@ mod tests {
         let at = begin_of("2026-04-01T10:00:00+09:00").unwrap();
         assert_eq!(print_begin(at), "2026-04-01T01:00:00Z");
         assert_eq!(end_of("2026-04-01T01:00:00Z"), Some(at));
+    }
+
+    #[test]
+    fn people_read_the_minute_in_japan_and_records_have_milliseconds() {
+        let at_ms = parse_ms("2026-03-31T15:05:59.250Z").unwrap();
+        assert_eq!(at_ms % 60_000, 59_250);
+        assert_eq!(japan_minute(at_ms / 1_000), "2026年4月1日 0時5分");
+        assert_eq!(parse_ms("2026-03-31"), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use audit_log::CheckpointKey;
 use policies::feed::{Signer, Source};
 use policies::identity::TerminalId;
 use policies::permit::PermitKey;
@@ -51,6 +52,11 @@ struct RawConfig {
     pseudonym_key: PathBuf,
     database: PathBuf,
     audit_dir: PathBuf,
+    audit_key: PathBuf,
+    #[serde(default = "default_audit_retention_days")]
+    audit_retention_days: u64,
+    #[serde(default)]
+    audit_stream_socket: Option<PathBuf>,
     ready_file: PathBuf,
     #[serde(default)]
     gateways: Vec<String>,
@@ -75,6 +81,9 @@ pub struct Config {
     pub(crate) pseudonym_key: [u8; 32],
     pub(crate) database: PathBuf,
     pub(crate) audit_dir: PathBuf,
+    pub(crate) audit_key: CheckpointKey,
+    pub(crate) audit_retention: Duration,
+    pub(crate) audit_stream_socket: Option<PathBuf>,
     pub(crate) ready_file: PathBuf,
     pub(crate) gateways: Vec<String>,
     pub(crate) limits: Limits,
@@ -108,6 +117,14 @@ impl Config {
     }
 }
 
+/// The keys that the file names, loaded.
+struct Keys {
+    permit_key: PermitKey,
+    pseudonym_key: [u8; 32],
+    feed_signer: Signer,
+    audit_key: CheckpointKey,
+}
+
 struct Checker<'a> {
     file: &'a Path,
     problems: Vec<String>,
@@ -133,11 +150,15 @@ impl Checker<'_> {
         if raw.staff_token_key.exists() {
             let _ = self.secret("staff_token_key", &raw.staff_token_key, |_| Ok(()));
         }
-        match (permit_key, pseudonym_key, feed_signer) {
-            (Some(permit_key), Some(pseudonym_key), Some(feed_signer))
+        let audit_key = CheckpointKey::load(&raw.audit_key)
+            .map_err(|error| self.problem("audit_key", crate::refusal::chain(&error)))
+            .ok();
+        match (permit_key, pseudonym_key, feed_signer, audit_key) {
+            (Some(permit_key), Some(pseudonym_key), Some(feed_signer), Some(audit_key))
                 if self.problems.is_empty() =>
             {
-                Ok(raw.into_config(permit_key, pseudonym_key, feed_signer, limits))
+                let keys = Keys { permit_key, pseudonym_key, feed_signer, audit_key };
+                Ok(raw.into_config(keys, limits))
             }
             _ => Err(Error::Values(self.problems)),
         }
@@ -151,6 +172,7 @@ impl Checker<'_> {
         let ranges = [
             ("token_lifetime_s", raw.token_lifetime_s, 60, 86_400),
             ("refresh_lifetime_s", raw.refresh_lifetime_s, 60, 7 * 86_400),
+            ("audit_retention_days", raw.audit_retention_days, 1, 36_525),
             ("document_bytes_max", raw.document_bytes_max as u64, 1_024, 64 * 1024 * 1024),
         ];
         for (key, value, low, high) in ranges {
@@ -215,13 +237,8 @@ impl RawConfig {
         ]
     }
 
-    fn into_config(
-        self,
-        permit_key: PermitKey,
-        pseudonym_key: [u8; 32],
-        feed_signer: Signer,
-        limits: Limits,
-    ) -> Config {
+    fn into_config(self, keys: Keys, limits: Limits) -> Config {
+        let Keys { permit_key, pseudonym_key, feed_signer, audit_key } = keys;
         Config {
             socket: self.socket,
             admin_socket: self.admin_socket,
@@ -232,6 +249,9 @@ impl RawConfig {
             pseudonym_key,
             database: self.database,
             audit_dir: self.audit_dir,
+            audit_key,
+            audit_retention: DAY * u32::try_from(self.audit_retention_days).unwrap_or(u32::MAX),
+            audit_stream_socket: self.audit_stream_socket,
             ready_file: self.ready_file,
             gateways: self.gateways,
             limits,
@@ -254,11 +274,16 @@ const fn default_refresh_lifetime_s() -> u64 {
     8 * 3_600
 }
 
+const fn default_audit_retention_days() -> u64 {
+    1_826
+}
+
 const fn default_document_bytes_max() -> usize {
     1024 * 1024
 }
 
 const GATEWAYS_MAX: usize = 64;
+const DAY: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]
 mod tests {
@@ -272,6 +297,34 @@ mod tests {
         let config = Config::load(&file).map_err(|error| error.to_string()).ok().unwrap();
         assert_eq!(config.limits.token_lifetime_s, 3_600);
         assert_eq!(config.gateways, ["gw-1"]);
+        assert_eq!(config.audit_retention, DAY * 1_826);
+        assert_eq!(config.audit_stream_socket, None);
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        text.push_str("audit_retention_days = 30\naudit_stream_socket = \"/run/x.sock\"\n");
+        std::fs::write(&file, text).unwrap();
+        let config = Config::load(&file).map_err(|error| error.to_string()).ok().unwrap();
+        assert_eq!(config.audit_retention, DAY * 30);
+        assert_eq!(config.audit_stream_socket, Some("/run/x.sock".into()));
+    }
+
+    #[test]
+    fn a_hub_without_its_audit_key_is_not_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = write_config(folder.path(), "");
+        std::fs::remove_file(folder.path().join("audit.key")).unwrap();
+        let Err(Error::Values(problems)) = Config::load(&file) else { panic!("accepted") };
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("key `audit_key`") && problems[0].contains("audit.key"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: String = text
+            .lines()
+            .filter(|line| !line.starts_with("audit_key"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        std::fs::write(&file, lines).unwrap();
+        let Err(error) = Config::load(&file) else { panic!("accepted") };
+        assert!(error.to_string().contains("missing field `audit_key`"), "{error}");
+        assert_eq!(error.to_string().lines().count(), 1, "{error}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::body::{JsonBody, OptionalJsonBody, Text};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
-use crate::work::Work;
+use crate::work::{CONSENT, Work};
 use crate::{Hub, clock, insured};
 
 /// What a consent covers.
@@ -135,6 +135,7 @@ async fn insert(work: &mut Work, permit: &Permitted, new: &NewConsent) -> Result
     .bind(int(now))
     .fetch_one(work.conn())
     .await?;
+    work.document(CONSENT, id);
     work.effect(format!("consent {id} recorded"));
     let id = seconds(id);
     work.publish(&Fact::Consent { id, insured, scope, from, until, withdrawn: None }).await?;

@@ -120,6 +120,7 @@ async fn store_checked(
     if kind == DocumentKind::PhysicianOpinion {
         notices::opinion_came(work, permit, insured, &stored, named_request).await?;
     }
+    work.document(kind.as_str(), stored.version);
     work.effect(format!("{kind} version {} stored", stored.version));
     Ok(json!({
         "kind": kind,

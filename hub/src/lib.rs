@@ -5,6 +5,7 @@
 //!                                                            │            │ one transaction
 //!             facts feed ◄── feed ◄── change_log ◄───────────┴── work ──► store (SQLite)
 //!  operator ── admin socket ──► admin                             └─────► audit log
+//!  gateway ── stream of its records ──► gateway_records ──► access_history (the person's own view)
 //! ```
 //!
 //! Invariants:
@@ -36,6 +37,7 @@ mod sharing;
 pub mod careplan_csv;
 mod care_plans;
 mod staff;
+mod gateway_records;
 mod access_history;
 mod feed;
 mod admin;
@@ -59,6 +61,7 @@ pub(crate) struct HubParts {
     permit_key: policies::permit::PermitKey,
     feed_signer: policies::feed::Signer,
     gateways: feed::Gateways,
+    access_index: gateway_records::AccessIndex,
     passwords: staff::password::Passwords,
     token_key: staff::token::TokenKey,
     limits: config::Limits,

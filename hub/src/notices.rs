@@ -20,6 +20,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
+use crate::access_history::CARE_PLAN_REQUEST;
 use crate::body::{JsonBody, PageBefore, Text, next_page, query};
 use crate::clock::Day;
 use crate::documents::Stored;
@@ -27,7 +28,7 @@ use crate::inbox::{self, NewItem};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, parsed, seconds};
-use crate::work::Work;
+use crate::work::{OPINION_REQUEST, Work};
 use crate::{Hub, clock, insured};
 
 // --- 主治医意見書作成依頼 ---
@@ -62,7 +63,7 @@ async fn ask(
     if let Some(open) = open_requests(work.conn(), new.office, insured).await?.first() {
         return Ok((StatusCode::OK, *open));
     }
-    let id = sqlx::query_scalar(
+    let id: i64 = sqlx::query_scalar(
         "INSERT INTO opinion_requests (insurer, number, office, due, requested_by, requested_at)
          VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
     )
@@ -74,6 +75,7 @@ async fn ask(
     .bind(int(now))
     .fetch_one(work.conn())
     .await?;
+    work.document(OPINION_REQUEST, id);
     work.effect(format!("opinion request {id} sent"));
     work.publish(&Fact::OpinionRequest { office: new.office, insured, open: true }).await?;
     Ok((StatusCode::CREATED, id))
@@ -251,6 +253,7 @@ async fn file(
     .bind(int(now))
     .fetch_one(work.conn())
     .await?;
+    work.document(CARE_PLAN_REQUEST, id);
     work.effect(format!("care-plan request {id} filed"));
     let item = NewItem { kind: "care-plan-request", document: None, notice: Some(id) };
     inbox::put(work, permit, insured, &item, now).await?;

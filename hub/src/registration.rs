@@ -18,7 +18,7 @@ use crate::body::{JsonBody, Text, next_page, query};
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
-use crate::work::{Deed, Work};
+use crate::work::{Deed, Work, person};
 use crate::{Hub, clock};
 
 #[derive(Deserialize)]
@@ -74,11 +74,8 @@ pub(crate) async fn record_by_operator(
     JsonBody(new): JsonBody<NewRegistration>,
 ) -> Result<Response, Refusal> {
     let detail = format!("method=operator office={} reason={}", new.office, new.reason.as_str());
-    let deed = Deed::by_operator(
-        new.operator.as_str(),
-        "registrations.record",
-        hub.pseudonym.of(&new.insured.to_string()),
-    );
+    let deed =
+        Deed::by_operator(new.operator.as_str(), "registrations.record", person(&hub, new.insured));
     let mut work = Work::begin(&hub, deed.detail(detail.replace('\n', " "))).await?;
     let result = record(&hub, &mut work, &new).await;
     let ((), seq) = work.finish_with_seq(result).await?;
@@ -135,11 +132,8 @@ pub(crate) async fn end_by_operator(
     JsonBody(end): JsonBody<EndOfRegistration>,
 ) -> Result<Response, Refusal> {
     let detail = format!("office={} reason={}", end.office, end.reason.as_str());
-    let deed = Deed::by_operator(
-        end.operator.as_str(),
-        "registrations.end",
-        hub.pseudonym.of(&end.insured.to_string()),
-    );
+    let deed =
+        Deed::by_operator(end.operator.as_str(), "registrations.end", person(&hub, end.insured));
     let mut work = Work::begin(&hub, deed.detail(detail.replace('\n', " "))).await?;
     let result = end_newest(&mut work, end.office, end.insured).await;
     let ((), seq) = work.finish_with_seq(result).await?;

@@ -8,11 +8,11 @@
 //! Invariants: a peer of another uid is hung up on; nothing listens before the log can be written;
 //! the ready file stands only while the sockets do.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use audit_log::{AuditLog, Durability, Event, Options, Pseudonym};
+use audit_log::{AuditLog, Event, Options, Pseudonym};
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 
 use crate::config::Config;
 use crate::feed::{self, Gateways};
+use crate::gateway_records::{self, AccessIndex};
 use crate::socket::{self, Listener};
 use crate::staff::password::Passwords;
 use crate::staff::token::{self, TokenKey};
@@ -84,6 +85,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     tasks.spawn(serve_http(listeners.0, routes::router(hub.clone()), stop.clone(), REQUESTS_MAX));
     tasks.spawn(serve_http(listeners.1, admin::router(hub.clone()), stop.clone(), ADMINS_MAX));
     tasks.spawn(serve_feed(listeners.2, hub.clone(), stop.clone()));
+    tasks.spawn(gateway_records::follow(hub.clone(), stop.clone()));
     let ready = ready_file::ReadyFile::write(&ready_path)
         .map_err(|source| Error::Ready { path: ready_path, source })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "hub is ready");
@@ -96,9 +98,8 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
 /// Opens log, database and keys, and publishes the token key.
 pub(crate) async fn open(config: Config) -> Result<Hub, Error> {
     let options = Options {
-        durability: Durability::BeforeResponse,
-        segment_bytes_max: SEGMENT_BYTES_MAX,
-        source: "hub".to_owned(),
+        retention: config.audit_retention,
+        ..Options::new("hub", config.audit_key.clone())
     };
     refuse_lost_database(&config)?;
     // The database comes before the log, so that a first start that breaks off in between leaves
@@ -109,6 +110,7 @@ pub(crate) async fn open(config: Config) -> Result<Hub, Error> {
     let token_key = TokenKey::open(&config.staff_token_key)?;
     let hub: Hub = Arc::new(HubParts {
         gateways: Gateways::new(&config.gateways),
+        access_index: AccessIndex::new(config.audit_stream_socket),
         pseudonym: Pseudonym::new(&config.pseudonym_key),
         passwords: Passwords::new(),
         limits: config.limits,
@@ -127,9 +129,16 @@ pub(crate) async fn open(config: Config) -> Result<Hub, Error> {
 /// An empty database in the place of a lost one would forget consents, withdrawals and documents
 /// without a word.
 fn refuse_lost_database(config: &Config) -> Result<(), Error> {
-    let is_segment = |path: &Path| path.extension().is_some_and(|extension| extension == "jsonl");
-    let has_records = std::fs::read_dir(&config.audit_dir)
-        .is_ok_and(|entries| entries.filter_map(Result::ok).any(|entry| is_segment(&entry.path())));
+    // Segments, compressed or not, the proof of deleted ones, and the log of an earlier format.
+    let is_trace = |name: &str| {
+        name.ends_with(".jsonl")
+            || name.ends_with(".jsonl.zst")
+            || name == "tombstone"
+            || name == "format-1"
+    };
+    let has_records = std::fs::read_dir(&config.audit_dir).is_ok_and(|entries| {
+        entries.filter_map(Result::ok).any(|entry| entry.file_name().to_str().is_some_and(is_trace))
+    });
     if has_records && !config.database.exists() {
         return Err(Error::LostDatabase(config.database.clone()));
     }
@@ -139,6 +148,9 @@ fn refuse_lost_database(config: &Config) -> Result<(), Error> {
 async fn close(hub: &Hub) -> Result<(), Error> {
     hub.store.close().await;
     hub.audit.append(&Event::ServiceStopped)?.durable().await?;
+    let audit = hub.audit.clone();
+    // Writes the last checkpoint; a failure of the task leaves that to the next start.
+    let _ = tokio::task::spawn_blocking(move || audit.close()).await;
     tracing::info!("hub has stopped");
     Ok(())
 }
@@ -247,4 +259,3 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(90);
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-const SEGMENT_BYTES_MAX: u64 = 256 * 1024 * 1024;

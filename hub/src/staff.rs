@@ -12,6 +12,7 @@
 //! staff asks for is done only while [`require_live`] finds the session live. Multi-factor login
 //! and the office's own administrators (管理者ユーザ) belong here.
 
+use audit_log::Object;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use axum::extract::State;
@@ -398,7 +399,7 @@ pub(crate) async fn set(
     }
     let hash = hub.passwords.hash(new.password.0.clone()).await?;
     let operator = new.operator.as_ref().map_or("admin", Text::as_str);
-    let object = format!("office/{} staff {id}", new.office);
+    let object = Object::named(format!("office/{} staff {id}", new.office));
     let mut work = Work::begin(&hub, Deed::by_operator(operator, "staff.set", object)).await?;
     let result = write_staff(&hub, &mut work, &new, &id, &hash).await;
     work.finish(result).await?;
@@ -454,7 +455,7 @@ pub(crate) async fn lock(
 ) -> Result<Response, Refusal> {
     let operator = lock.operator.as_ref().map_or("admin", Text::as_str);
     let id = staff_id(lock.id.clone()).unwrap_or_default();
-    let object = format!("office/{} staff {id}", lock.office);
+    let object = Object::named(format!("office/{} staff {id}", lock.office));
     let mut work = Work::begin(&hub, Deed::by_operator(operator, "staff.lock", object)).await?;
     let result = write_lock(&hub, &mut work, lock.office, &id).await;
     let (ended, seq) = work.finish_with_seq(result).await?;

@@ -352,6 +352,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_database_of_an_earlier_version_keeps_its_accesses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hub.sqlite");
+        let options = connect_options(&path).create_if_missing(true);
+        let before = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+        sqlx::migrate!("./migrations").run_to(2, &before).await.unwrap();
+        sqlx::query(
+            "INSERT INTO accesses (insurer, number, at, party, principal, kind, version, action,
+             request_id) VALUES ('131016', '0000000001', 1, 'p', 'p', 'insured-card', 1, 'a', 'r')",
+        )
+        .execute(&before)
+        .await
+        .unwrap();
+        before.close().await;
+        let store = Store::open(&path).await.unwrap();
+        let mut tx = store.read().await.unwrap();
+        for (query, expected) in [
+            ("SELECT COUNT(*) FROM accesses", 1i64),
+            ("SELECT through FROM access_index", 0),
+            ("SELECT COUNT(*) FROM gateway_decisions", 0),
+        ] {
+            let found: i64 = sqlx::query_scalar(query).fetch_one(&mut *tx).await.unwrap();
+            assert_eq!(found, expected, "{query}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_database_is_durable_and_checks_references() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("hub.sqlite")).await.unwrap();

@@ -7,4 +7,5 @@ mod care_plan_files;
 mod consents;
 mod notices;
 mod staff;
+mod access_history;
 mod feed;

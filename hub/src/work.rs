@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use audit_log::{Event, Receipt};
+use audit_log::{Actor, Event, Object, Receipt};
 use policies::feed::Fact;
 use policies::identity::InsuredKey;
 use policies::permit::PermitClaims;
@@ -27,24 +27,28 @@ use crate::store::WriteTx;
 #[derive(Debug, Clone)]
 pub(crate) struct Deed {
     request_id: Option<String>,
-    actor: String,
+    actor: Actor,
     action: String,
-    object: String,
+    object: Object,
     detail: String,
 }
 
 impl Deed {
     /// A deed that a permitted request asks for. The person appears under the pseudonym.
     pub(crate) fn of(hub: &Hub, claims: &PermitClaims) -> Self {
-        let staff = claims.staff.as_ref().map(|staff| format!(" staff {}", staff.id));
+        let actor = Actor::of(claims.principal.path()).serial(claims.serial.to_string());
+        let actor = match &claims.staff {
+            Some(staff) => actor.staff(&staff.id, staff.job.as_str()),
+            None => actor,
+        };
         let object = match (&claims.insured, &claims.insurer) {
-            (Some(insured), _) => hub.pseudonym.of(&insured.to_string()),
-            (None, Some(insurer)) => format!("municipality/{insurer}"),
-            (None, None) => claims.principal.party(),
+            (Some(insured), _) => person(hub, *insured),
+            (None, Some(insurer)) => Object::named(format!("municipality/{insurer}")),
+            (None, None) => Object::named(claims.principal.party()),
         };
         Self {
             request_id: Some(claims.request_id.clone()),
-            actor: format!("{}{}", claims.principal.path(), staff.unwrap_or_default()),
+            actor,
             action: claims.operation.clone(),
             object,
             detail: String::new(),
@@ -52,10 +56,10 @@ impl Deed {
     }
 
     /// A deed of the operator, or of the hub itself.
-    pub(crate) fn by_operator(operator: &str, action: &str, object: String) -> Self {
+    pub(crate) fn by_operator(operator: &str, action: &str, object: Object) -> Self {
         Self {
             request_id: None,
-            actor: format!("operator/{operator}"),
+            actor: Actor::of(format!("operator/{operator}")),
             action: action.to_owned(),
             object,
             detail: String::new(),
@@ -78,13 +82,13 @@ impl Deed {
         Event::Effect { request_id, actor, action, object, detail: effect.to_owned() }
     }
 
-    /// One record for all, or one for each person with the pseudonym as its object.
-    fn effects(&self, effect: &str, on: Vec<(String, String)>) -> Vec<Event> {
+    /// One record for all, or one for each person, who is its object.
+    fn effects(&self, effect: &str, on: Vec<(Object, String)>) -> Vec<Event> {
         if on.is_empty() {
             return vec![self.effect(effect)];
         }
         let of =
-            |(object, effect): (String, String)| Self { object, ..self.clone() }.effect(&effect);
+            |(object, effect): (Object, String)| Self { object, ..self.clone() }.effect(&effect);
         on.into_iter().map(of).collect()
     }
 
@@ -101,7 +105,7 @@ pub(crate) struct Work {
     deed: Deed,
     intent: Receipt,
     effect: String,
-    effects_on: Vec<(String, String)>,
+    effects_on: Vec<(Object, String)>,
 }
 
 impl Work {
@@ -139,7 +143,10 @@ impl Work {
         permit: &Permitted,
         detail: impl Into<String>,
     ) -> Result<Self, Refusal> {
-        let deed = Deed::of(hub, permit.claims()).detail(detail);
+        let mut deed = Deed::of(hub, permit.claims()).detail(detail);
+        if let Some((kind, id)) = named_in_path(permit) {
+            deed.object = deed.object.document(kind, id);
+        }
         let mut work = Self::begin(hub, deed).await?;
         match permit.require_session(work.conn()).await {
             Ok(()) => Ok(work),
@@ -167,10 +174,21 @@ impl Work {
         self.effect = effect.into();
     }
 
-    /// As [`Work::effect`], where one request changes something about several persons: one record a
+    /// What kind of document, and which one, effect and outcome will name.
+    pub(crate) fn document(&mut self, kind: &str, id: i64) {
+        let object = std::mem::take(&mut self.deed.object);
+        self.deed.object = object.document(kind, Some(id.to_string()));
+    }
+
+    /// As [`Work::effect`], where one request stores documents of several persons: one record a
     /// person, in place of the one for all.
-    pub(crate) fn effect_on(&mut self, insured: InsuredKey, effect: impl Into<String>) {
-        let object = self.hub.pseudonym.of(&insured.to_string());
+    pub(crate) fn effect_on(
+        &mut self,
+        insured: InsuredKey,
+        (kind, id): (&str, String),
+        effect: impl Into<String>,
+    ) {
+        let object = person(&self.hub, insured).document(kind, Some(id));
         self.effects_on.push((object, effect.into()));
     }
 
@@ -213,6 +231,26 @@ impl Work {
         Ok((value, seq))
     }
 }
+
+/// A person as the object of a record: by pseudonym, never by number.
+pub(crate) fn person(hub: &Hub, insured: InsuredKey) -> Object {
+    Object::person(hub.pseudonym.of(&insured.to_string()))
+}
+
+/// What the path of the request names beside person and insurer.
+fn named_in_path(permit: &Permitted) -> Option<(&'static str, Option<String>)> {
+    let number = |name| permit.number(name).ok().map(|number| Some(number.to_string()));
+    let kind = permit.kind().ok().map(|kind| (kind.as_str(), None));
+    kind.or_else(|| number("consent").map(|id| (CONSENT, id)))
+        .or_else(|| number("item").map(|id| (INBOX_ITEM, id)))
+}
+
+/// What audit records call things that are no 様式.
+pub(crate) const CONSENT: &str = "consent";
+/// An item of a municipality's inbox.
+pub(crate) const INBOX_ITEM: &str = "inbox-item";
+/// 主治医意見書作成依頼.
+pub(crate) const OPINION_REQUEST: &str = "opinion-request";
 
 /// How long a write waits for the gateways that listen to apply its facts, so that the client's
 /// next request is decided from them. The write itself does not depend on it.

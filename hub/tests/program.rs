@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use audit_log::CheckpointKey;
 use policies::decide::{GrantedKind, Needs};
 use policies::document::DocumentKind;
 use policies::feed::Signer;
@@ -33,6 +34,8 @@ fn folder() -> TempDir {
     let path = |name: &str| folder.path().join(name);
     secret(&path("permit.key"), &KEY);
     secret(&path("pseudonym.key"), &[8; 32]);
+    let (_, audit_key) = CheckpointKey::generate("hub.test/audit/hub").unwrap();
+    secret(&path("audit.key"), audit_key.as_bytes());
     secret(&path("feed.pkcs8"), &Signer::generate_pkcs8().unwrap());
     let text: String = [
         ("socket", "hub.sock"),
@@ -44,6 +47,7 @@ fn folder() -> TempDir {
         ("pseudonym_key", "pseudonym.key"),
         ("database", "hub.sqlite"),
         ("audit_dir", "audit"),
+        ("audit_key", "audit.key"),
         ("ready_file", "ready.json"),
     ]
     .iter()
@@ -141,9 +145,17 @@ fn what_was_answered_with_201_survives_a_kill() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"version\":5"), "{answer}");
     drop(child.stdin.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let summary = audit_log::verify(&folder.path().join("audit")).unwrap();
-    // Two starts, one stop, and intent, effect and outcome of five documents.
-    assert_eq!(summary.records, 2 + 1 + 3 * 5);
+    let key = CheckpointKey::load(&folder.path().join("audit.key")).unwrap();
+    let audit = folder.path().join("audit");
+    let summary = audit_log::verify(&audit, key.verifying_key()).unwrap();
+    assert!(summary.unfinished.is_empty(), "{:?}", summary.unfinished);
+    let mut counts = std::collections::BTreeMap::<String, u32>::new();
+    for entry in audit_log::read(&audit) {
+        let event = serde_json::to_value(entry.unwrap().event).unwrap();
+        *counts.entry(event["event"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    let kinds = ["service_started", "service_stopped", "intent", "effect", "outcome"];
+    assert_eq!(kinds.map(|kind| counts[kind]), [2, 1, 5, 5, 5]);
 }
 
 #[test]
@@ -160,6 +172,19 @@ fn a_lost_database_is_not_replaced_by_an_empty_one() {
     assert_eq!(output.status.code(), Some(1), "{line}");
     assert!(line.contains("hub.sqlite` is missing") && line.contains("backup"), "{line}");
     assert!(!folder.path().join("hub.sqlite").exists());
+}
+
+#[test]
+fn a_lost_database_is_noticed_from_any_trace_of_an_earlier_log() {
+    for name in ["00000001.jsonl", "00000001.jsonl.zst", "tombstone", "format-1"] {
+        let folder = folder();
+        std::fs::create_dir(folder.path().join("audit")).unwrap();
+        std::fs::write(folder.path().join("audit").join(name), "").unwrap();
+        let output = run(&folder, &[]);
+        let line = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{name}: {line}");
+        assert!(line.contains("hub.sqlite` is missing"), "{name}: {line}");
+    }
 }
 
 #[test]

@@ -127,7 +127,12 @@ async fn every_person_of_a_file_has_an_effect_record_of_their_own() {
     let events = entries.map(|entry| serde_json::to_value(entry.unwrap().event).unwrap());
     let mut objects: Vec<String> = events
         .filter(|event| event["event"] == "effect")
-        .map(|event| event["object"].as_str().unwrap().to_owned())
+        .map(|event| {
+            let object = &event["object"];
+            assert_eq!(object["document"], "home-care-plan");
+            assert_eq!(object["document_id"], "1");
+            object["insured"].as_str().unwrap().to_owned()
+        })
         .collect();
     objects.sort();
     let mut expected = ["131016/0000000001", "131016/0000000002"].map(|i| hub.hub.pseudonym.of(i));

@@ -205,6 +205,38 @@ async fn every_write_is_announced_and_recorded() {
 }
 
 #[tokio::test]
+async fn records_name_certificate_staff_person_and_document() {
+    let hub = TestHub::start().await;
+    hub.session(CARE, "s1", "care-manager", "sess").await;
+    let plan = json!({"created_on": "2026-10-01", "tables": {"1": [1]}});
+    let store = hub.call(CARE, "POST", &person("documents/home-care-plan"));
+    let store = store.grant("home-care-plan", false, Needs::NONE);
+    store.staff("s1", "care-manager", "sess").json(plan).send().await.expect(201);
+    hub.go_live().await;
+    let entries = audit_log::read(&hub.path("audit"));
+    let events: Vec<Value> =
+        entries.map(|entry| serde_json::to_value(entry.unwrap().event).unwrap()).collect();
+    let of = |action: &str| -> Vec<&Value> {
+        events.iter().filter(|event| event["action"] == action).collect()
+    };
+    let stored = of("documents.store");
+    assert_eq!(stored.len(), 3);
+    let actor = json!({"principal": CARE, "office": "1370000001", "serial": "01ab", "staff": "s1",
+                       "job": "care-manager"});
+    assert!(stored.iter().all(|event| event["actor"] == actor), "{stored:?}");
+    assert!(stored.iter().all(|event| event["request_id"] == "req-1"), "{stored:?}");
+    let mut object =
+        json!({"insured": hub.hub.pseudonym.of(INSURED), "document": "home-care-plan"});
+    assert_eq!(stored[0]["object"], object, "the version is not known before");
+    object["document_id"] = "1".into();
+    assert!(stored[1..].iter().all(|event| event["object"] == object), "{stored:?}");
+    assert_eq!(of("sharing.set")[0]["object"], json!({"name": "municipality/131016"}));
+    let set = of("staff.set")[0];
+    assert_eq!(set["actor"], json!({"principal": "operator/admin"}));
+    assert_eq!(set["object"], json!({"name": "office/1370000001 staff s1"}));
+}
+
+#[tokio::test]
 async fn certification_moves_forward_only() {
     let hub = TestHub::start().await;
     let step = async |body: Value| {
@@ -282,7 +314,7 @@ async fn the_access_history_comes_in_pages() {
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1001)
          INSERT INTO accesses (insurer, number, at, party, principal, kind, version, action,
          request_id)
-         SELECT '131016', '0000000001', i, 'p', 'p', 'insured-card', 1, 'a', 'r' FROM n",
+         SELECT '131016', '0000000001', i, 'p', 'p', 'insured-card', i, 'a', 'r' FROM n",
     )
     .await;
     let page = async |query: &str| {
@@ -290,10 +322,12 @@ async fn the_access_history_comes_in_pages() {
     };
     let first = page("").await.expect(200);
     assert_eq!(first["accesses"].as_array().unwrap().len(), 1_000);
-    assert_eq!(first["next"], 2);
-    let last = page("?before=2").await.expect(200);
-    assert_eq!((&last["accesses"][0]["id"], &last["next"]), (&json!(1), &Value::Null));
-    for unknown in ["?after=1", "?before=x", "?before=2&colour=1"] {
+    let next = first["next"].as_str().unwrap();
+    let last = page(&format!("?before={next}")).await.expect(200);
+    assert_eq!(last["accesses"].as_array().unwrap().len(), 1);
+    assert_eq!((&last["accesses"][0]["version"], &last["next"]), (&json!(1), &Value::Null));
+    let more = format!("?before={next}&colour=1");
+    for unknown in ["?after=1", "?before=x", "?before=2", &more] {
         assert_eq!(page(unknown).await.refused(422), "query_invalid", "{unknown}");
     }
 }

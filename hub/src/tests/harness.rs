@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use audit_log::CheckpointKey;
 use policies::decide::{GrantedKind, Needs};
 use policies::document::DocumentKind;
 use policies::feed::{Signer, Source, Subscriber};
@@ -16,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, Limits};
 use crate::socket::Listener;
-use crate::{Hub, admin, clock, key_file, routes, server};
+use crate::{Hub, admin, clock, gateway_records, key_file, routes, server};
 
 /// The insured person that most tests are about, and paths about them.
 pub(crate) const INSURED: &str = "131016/0000000001";
@@ -41,6 +42,8 @@ pub(crate) fn write_config(folder: &Path, more: &str) -> PathBuf {
     key_file::write_new(&path("permit.key"), &random[..32]).unwrap();
     key_file::write_new(&path("pseudonym.key"), &random[32..]).unwrap();
     key_file::write_new(&path("feed-hub.pkcs8"), &Signer::generate_pkcs8().unwrap()).unwrap();
+    let (_, audit_key) = CheckpointKey::generate("hub.test/audit/hub").unwrap();
+    key_file::write_new(&path("audit.key"), audit_key.as_bytes()).unwrap();
     let names = [
         ("socket", "hub.sock"),
         ("admin_socket", "hub-admin.sock"),
@@ -51,6 +54,7 @@ pub(crate) fn write_config(folder: &Path, more: &str) -> PathBuf {
         ("pseudonym_key", "pseudonym.key"),
         ("database", "hub.sqlite"),
         ("audit_dir", "audit"),
+        ("audit_key", "audit.key"),
         ("ready_file", "hub.ready.json"),
     ];
     let mut text: String = names
@@ -86,7 +90,17 @@ impl TestHub {
 
     /// As [`TestHub::start_with`], with limits that no file sets.
     pub(crate) async fn start_changed(more: &str, change: impl FnOnce(&mut Limits)) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), more, change).await
+    }
+
+    /// A hub that follows the record stream at `gateway.sock` in its folder.
+    pub(crate) async fn start_following() -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("gateway.sock").display().to_string();
+        Self::start_in(folder, &format!("audit_stream_socket = {socket:?}\n"), |_| {}).await
+    }
+
+    async fn start_in(folder: TempDir, more: &str, change: impl FnOnce(&mut Limits)) -> Self {
         let file = write_config(folder.path(), more);
         let mut config = Config::load(&file).unwrap_or_else(|error| panic!("{error}"));
         change(&mut config.limits);
@@ -100,7 +114,8 @@ impl TestHub {
         tokio::spawn(server::serve_http(requests, router, stopping.clone(), 64));
         let router = admin::router(hub.clone());
         tokio::spawn(server::serve_http(admins, router, stopping.clone(), 4));
-        tokio::spawn(server::serve_feed(feed, hub.clone(), stopping));
+        tokio::spawn(server::serve_feed(feed, hub.clone(), stopping.clone()));
+        tokio::spawn(gateway_records::follow(hub.clone(), stopping));
         Self { folder, hub, key: PermitKey::new(&key).unwrap(), _stop: stop }
     }
 
