@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::audit::AuditArgs;
 use crate::target::Target;
 
 /// Loads a gateway over mutual TLS and measures it.
@@ -20,6 +21,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// One measurement: a fixed number of operations in a closed loop
     Run(RunArgs),
+    /// What durable audit records and their verification cost on a disk
+    Audit(AuditArgs),
 }
 
 /// What one operation is.
@@ -123,9 +126,10 @@ mod tests {
 
     fn check(line: &str) -> Result<(), String> {
         let line = format!("sekisho-bench run --trust t.pem --certs a {line}");
-        let Command::Run(args) =
-            Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?.command;
-        args.check()
+        match Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?.command {
+            Command::Run(args) => args.check(),
+            Command::Audit(_) => unreachable!("the line says `run`"),
+        }
     }
 
     #[test]

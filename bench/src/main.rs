@@ -4,6 +4,7 @@
 //!  cli ─► target (which hosts may be loaded) ─► credentials (TLS settings of each certificate)
 //!                                  └─► load: closed loop, one task a connection ─► report
 //!                                             cpu: /proc/PID/stat before and after ──┘
+//!  cli ─► audit: what durable records and their verification cost on a disk
 //! ```
 //!
 //! A closed loop asks again as soon as the answer is there: right for CPU time per operation and
@@ -17,18 +18,20 @@
 #![allow(clippy::print_stdout, reason = "a command line program answers on stdout")]
 
 mod cli;
+mod audit;
 mod target;
 mod credentials;
 mod load;
 mod cpu;
 mod report;
 
+use std::fmt::Display;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde::Serialize;
 
 use cli::{Cli, Command, RunArgs};
-use report::Report;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -40,17 +43,18 @@ fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let Command::Run(args) = cli.command;
-    if let Err(problem) = args.check() {
-        eprintln!("error: {problem}");
-        return ExitCode::from(EXIT_USAGE);
-    }
-    match run(&args) {
-        Ok(report) if report.answered() > 0 => ExitCode::SUCCESS,
-        Ok(_) => {
-            eprintln!("error: no request was answered");
-            ExitCode::FAILURE
+    let done = match cli.command {
+        Command::Run(args) => {
+            if let Err(problem) = args.check() {
+                eprintln!("error: {problem}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+            run(&args)
         }
+        Command::Audit(args) => audit::run(&args).and_then(|report| print(&report, args.json)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -58,15 +62,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: &RunArgs) -> anyhow::Result<Report> {
+fn run(args: &RunArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(load::run(args))?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+    print(&report, args.json)?;
+    anyhow::ensure!(report.answered() > 0, "no request was answered");
+    Ok(())
+}
+
+fn print(report: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
     } else {
         print!("{report}");
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Wrong usage, as in BSD's `sysexits.h`.
