@@ -9,7 +9,9 @@ set -euo pipefail
 #   pkg-config libpcsclite-dev pcscd's client library, for the card reader in office-helper
 #   curl openssl  the outside clients of the end-to-end tests
 #   faketime      moves the clock in the tests of validity periods
-PACKAGES=(cmake g++ gcc make pkg-config libpcsclite-dev curl openssl ca-certificates faketime)
+#   python3       a second reader of the audit log, and an HTTPS receiver, in the tests
+PACKAGES=(cmake g++ gcc make pkg-config libpcsclite-dev curl openssl ca-certificates faketime
+    python3)
 
 installed() {
     [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

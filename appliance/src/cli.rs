@@ -53,9 +53,8 @@ enum Command {
     /// Use the invented demo parties
     #[command(subcommand)]
     Demo(demo::Command),
-    /// Verify and read the audit logs
-    #[command(subcommand)]
-    Audit(audit::Command),
+    /// Verify, search and prove the audit logs, and bring their heads out
+    Audit(audit::Args),
     /// Check ports, clock, disk, keys, certificates and feeds
     Doctor,
     /// Print a shell completion script
@@ -92,7 +91,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Registration(command) => registration::run(&command, &context).await,
         Command::Staff(command) => staff::run(&command, &context).await,
         Command::Demo(command) => demo::run(&command, &context).await,
-        Command::Audit(command) => audit::run(&command, &context),
+        Command::Audit(args) => audit::run(&args, &context).await,
         Command::Doctor => doctor::run(&context).await,
         Command::Completion(args) => completion::run(&args),
     }
@@ -138,6 +137,21 @@ mod tests {
             "demo token care-management-1",
             "audit verify --part gateway",
             "audit show --last 3",
+            "audit verify --from a --heads b --pins c --folder d",
+            "audit prove 7 --part hub --out p",
+            "audit prove --between a b",
+            "audit check-proof p",
+            "audit search --person 131016/0000000001 --office 9970000018 --denied \
+                 --since 2026-04-01 --until 2026-04-01T09:00:00+09:00 --last 5",
+            "audit export --format csv --out x.csv --excel --reason not_registered",
+            "audit index rebuild",
+            "audit report denials --days 7",
+            "audit report readers",
+            "audit report card-checks",
+            "audit report unfinished",
+            "audit push",
+            "audit access-index rebuild",
+            "audit pin",
             "doctor",
             "completion bash",
         ] {
@@ -164,6 +178,13 @@ mod tests {
             "policy explain --office 9970000018",
             "policy matrix --profile other",
             "completion tcsh",
+            "audit prove",
+            "audit prove 0",
+            "audit prove 7 --between a b",
+            "audit search --allowed --denied",
+            "audit search --since yesterday",
+            "audit search --pseudonym xyz",
+            "audit export",
         ] {
             let words = format!("sekisho {line}");
             assert!(Cli::try_parse_from(words.trim().split(' ')).is_err(), "{line}");

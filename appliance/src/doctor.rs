@@ -3,11 +3,14 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use x509_parser::pem::Pem;
 
 use crate::admin::{self, Admin};
+use crate::audit::heads;
+use crate::audit_keys::{self, Pins};
 use crate::cert;
 use crate::cli::Context;
 use crate::clock;
@@ -52,6 +55,7 @@ pub(crate) async fn run(context: &Context) -> anyhow::Result<bool> {
     checks.extend(certificates(layout));
     checks.push(disk(layout.root()));
     checks.extend(audit_folders(layout));
+    checks.extend(audit_keys_and_heads(layout, running.is_some()));
     checks.extend(ports(layout, running.as_ref()));
     checks.extend(parts(layout, running.as_ref()).await);
     checks.extend(gateway(running.as_ref()).await);
@@ -193,6 +197,84 @@ fn audit_folders(layout: &Layout) -> Vec<Check> {
     if bad.is_empty() { vec![Check::good("audit folders", "writable")] } else { bad }
 }
 
+/// Keys and pins must belong together, records must soon be under a signed head, and heads must
+/// leave.
+fn audit_keys_and_heads(layout: &Layout, is_running: bool) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let wrong: Vec<Check> = Part::ALL
+        .iter()
+        .filter_map(|part| audit_keys::state(layout, *part).err())
+        .map(|error| Check::bad("audit keys", format!("{error:#}")))
+        .collect();
+    if wrong.is_empty() {
+        let pins = layout.pins();
+        checks.push(Check::good("audit keys", format!("as pinned in `{}`", pins.display())));
+    }
+    checks.extend(wrong);
+    if let Ok(pins) = Pins::read(&layout.pins()) {
+        let parts = Part::ALL.iter();
+        checks.extend(parts.filter_map(|part| checkpoint(layout, *part, &pins, is_running)));
+    }
+    checks.push(heads_outside(layout));
+    checks
+}
+
+/// The newest head of one log, and how far the records are ahead of it.
+fn checkpoint(layout: &Layout, part: Part, pins: &Pins, is_running: bool) -> Option<Check> {
+    let name = format!("head of {}", part.as_str());
+    let folder = audit_keys::log_folder(layout, part);
+    let changed = |file: &Path| std::fs::metadata(file).and_then(|found| found.modified()).ok();
+    let mut segments = listed(&folder);
+    segments.retain(|file| file.extension().is_some_and(|kind| kind == "jsonl"));
+    let records = segments.iter().filter_map(|file| changed(file)).max();
+    let head = match audit_log::latest_checkpoint(&folder, pins.of(part)?) {
+        Ok(head) => head,
+        Err(error) => return Some(Check::bad(name, error.to_string())),
+    };
+    // Without any head yet the segment's own age counts.
+    let signed = match head {
+        Some(_) => changed(&folder.join("checkpoint")),
+        None => records,
+    };
+    let newest = if head.is_some() { records? } else { SystemTime::now() };
+    let behind = newest.duration_since(signed?).map_or(0, |behind| behind.as_secs());
+    Some(match head {
+        _ if is_running && behind > HEAD_ALARM_S => Check::bad(
+            name,
+            format!("{behind} s behind the newest records: look at the part's log"),
+        ),
+        Some(head) => {
+            Check::good(name, format!("over {} records, signed {}", head.size(), head.time()))
+        }
+        None => Check::good(name, "none yet: the first comes within a second or two"),
+    })
+}
+
+fn heads_outside(layout: &Layout) -> Check {
+    let name = "heads outside";
+    let sinks = Settings::read(&layout.settings()).ok().and_then(|settings| settings.heads);
+    let Some(sinks) = sinks.filter(|sinks| !sinks.is_empty()) else {
+        let settings = layout.settings();
+        return Check::bad(
+            name,
+            format!(
+                "no sink: records cut off at the end would not be seen: write one under \
+                 [audit.heads] of `{}`",
+                settings.display()
+            ),
+        );
+    };
+    if let Some(folder) = sinks.file_drop.filter(|folder| folder.starts_with(layout.root())) {
+        let text = "lies in the data folder: who can write one can write the other";
+        return Check::bad(name, format!("`{}` {text}", folder.display()));
+    }
+    match heads::State::read(layout).map(|state| state.told()) {
+        Ok(Ok(told)) => Check::good(name, told),
+        Ok(Err(problems)) => Check::bad(name, problems),
+        Err(error) => Check::bad(name, format!("{error:#}")),
+    }
+}
+
 /// A running box must hold its ports; for a stopped one they must be free.
 fn ports(layout: &Layout, running: Option<&Status>) -> Vec<Check> {
     let configured = LISTENERS.iter().filter_map(|(part, key, name)| {
@@ -317,6 +399,10 @@ const NAMED_MAX: usize = 5;
 
 /// Less free disk than this is named, in bytes.
 const DISK_BYTES_MIN: u64 = 1024 * 1024 * 1024;
+
+/// Records this much newer than the head over them are named, in seconds (a head is signed each
+/// second).
+const HEAD_ALARM_S: u64 = 10;
 
 /// Feeds older than this are named, in milliseconds (design: alarm at 3 s).
 const FEED_ALARM_MS: u64 = 3_000;

@@ -105,9 +105,9 @@ async fn forget_dead(layout: &Layout) -> anyhow::Result<()> {
 /// How long a supervisor may hold the lock without a record.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Each part may take its whole time to stop, one after the other.
+/// Each part, and what brings the heads out, may take its whole time to stop, one after the other.
 const DOWN_TIMEOUT: Duration =
-    Duration::from_secs(process::STOP_TIMEOUT.as_secs() * Part::ALL.len() as u64 + 5);
+    Duration::from_secs(process::STOP_TIMEOUT.as_secs() * (Part::ALL.len() as u64 + 1) + 5);
 
 #[cfg(test)]
 mod tests {

@@ -87,6 +87,18 @@ fn is_own_folder(path: &Path, found: &fs::Metadata) -> anyhow::Result<()> {
 /// # Errors
 /// When it cannot be written.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes, true)
+}
+
+/// The same for what may be lost with the power: nothing waits for the disk.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn write_private_soon(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    replace(path, bytes, false)
+}
+
+fn replace(path: &Path, bytes: &[u8], is_synced: bool) -> anyhow::Result<()> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!(".{name}.{}", std::process::id()));
     let write = || -> std::io::Result<()> {
@@ -94,7 +106,9 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&temporary)?;
         file.write_all(bytes)?;
-        file.sync_all()?;
+        if is_synced {
+            file.sync_all()?;
+        }
         fs::rename(&temporary, path)
     };
     write().with_context(|| format!("file `{}` cannot be written", path.display()))
@@ -117,7 +131,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     read_at_most(path, TEXT_BYTES_MAX)
 }
 
-fn read_at_most(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
     let unreadable = || format!("file `{}` cannot be read", path.display());
     // Without NONBLOCK the opening of a FIFO waits for a writer.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;

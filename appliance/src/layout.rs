@@ -128,6 +128,30 @@ impl Layout {
         self.root.join("audit").join(part.as_str())
     }
 
+    /// The key that signs the heads of a part's audit log.
+    pub(crate) fn audit_key(&self, part: Part) -> PathBuf {
+        self.secret(&format!("audit-{}.key", part.as_str()))
+    }
+
+    /// The public halves of those keys: beside the folder, so that who can write the folder does
+    /// not thereby choose what is believed.
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.sibling(".audit-keys")
+    }
+
+    /// Where a demo drops the heads of its logs, outside the folder.
+    pub(crate) fn demo_heads(&self) -> PathBuf {
+        self.sibling(".heads")
+    }
+
+    /// A name beside the folder. A link to the folder has the same siblings as the folder itself.
+    fn sibling(&self, ending: &str) -> PathBuf {
+        let root = self.root.canonicalize().unwrap_or_else(|_| self.root.clone());
+        let mut name: std::ffi::OsString = root.components().collect::<PathBuf>().into();
+        name.push(ending);
+        name.into()
+    }
+
     /// A file in `run/`.
     pub(crate) fn run(&self, name: &str) -> PathBuf {
         self.root.join("run").join(name)
@@ -198,5 +222,19 @@ mod tests {
         let layout = Layout::new(Path::new("data")).unwrap();
         assert!(layout.root().is_absolute());
         assert!(layout.ready_file(Part::Ra).ends_with("data/run/ra.ready.json"));
+    }
+
+    #[test]
+    fn what_lies_beside_the_folder_has_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap().join("data");
+        let link = folder.path().join("link");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        for root in [real.clone(), real.join(""), link] {
+            let layout = Layout::new(&root).unwrap();
+            assert_eq!(layout.pins(), real.with_file_name("data.audit-keys"));
+            assert_eq!(layout.demo_heads(), real.with_file_name("data.heads"));
+        }
     }
 }

@@ -4,18 +4,19 @@
 //! Invariant: nothing is made and nothing starts while something is missing that only a backup
 //! brings back. An empty database would un-revoke certificates and forget consents; a new
 //! pseudonym key would part each person's records in two; a new feed key would not be believed by
-//! the gateway.
+//! the gateway; a new audit key would let a log start over as if nothing had been.
 
 use std::path::{Path, PathBuf};
 
 use policies::feed::Source;
 
+use crate::audit_keys::{self, Pins};
 use crate::exit::usage;
 use crate::layout::{Layout, Part};
 use crate::part_config;
 use crate::secrets;
 
-/// Refuses a folder that has lost a database, the pseudonym key or a feed key.
+/// Refuses a folder that has lost a database, the pseudonym key, a feed key or an audit key.
 ///
 /// # Errors
 /// When one is missing, with all that are; when a feed key is not the one that the gateway
@@ -24,6 +25,7 @@ pub(crate) fn refuse(layout: &Layout) -> anyhow::Result<()> {
     let mut problems: Vec<String> = lost_databases(layout)?;
     problems.extend(lost_pseudonyms(layout)?);
     problems.extend(lost_feed_keys(layout)?);
+    problems.extend(lost_audit_keys(layout)?);
     anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
     refuse_other_feed_keys(layout)
 }
@@ -76,6 +78,27 @@ fn lost_feed_keys(layout: &Layout) -> anyhow::Result<Vec<String>> {
                 key.display(),
                 feed.public_key,
                 gateway.display()
+            ));
+        }
+    }
+    Ok(problems)
+}
+
+/// A log whose key is gone can be read and verified, but not continued.
+fn lost_audit_keys(layout: &Layout) -> anyhow::Result<Vec<String>> {
+    let pins = Pins::read(&layout.pins())?;
+    let mut problems = Vec::new();
+    for part in Part::ALL {
+        let key = audit_keys::key_file(layout, part)?;
+        let records = audit_keys::log_folder(layout, part);
+        if !key.exists() && audit_keys::has_signed_records(&records) {
+            let pinned = pins.of(part).map(|pin| format!(" (`{}`)", pin.as_str()));
+            problems.push(format!(
+                "key file `{}` is missing, and the audit log in `{}` is signed with it{}: restore \
+                 it from the backup; if it is lost for good, move the log away first",
+                key.display(),
+                records.display(),
+                pinned.unwrap_or_default()
             ));
         }
     }
@@ -163,13 +186,16 @@ mod tests {
 
     fn whole() -> (tempfile::TempDir, Layout) {
         let folder = tempfile::tempdir().unwrap();
-        let layout = Layout::new(folder.path()).unwrap();
+        let layout = Layout::new(&folder.path().join("data")).unwrap();
         for folder in layout.folders() {
             files::private_folder(&folder).unwrap();
         }
         let keys = secrets::ensure(&layout).unwrap();
         let names = Names { operator_name: "x".into(), id_domain: "id.example".into() };
-        part_config::write_missing(&layout, &Settings::new(true), &names, &keys).unwrap();
+        audit_keys::ensure(&layout, true, "id.example").unwrap();
+        let settings = Settings::new(true);
+        let values = part_config::FileValues { settings: &settings, names: &names, keys: &keys };
+        part_config::write_missing(&layout, &values).unwrap();
         for (part, database) in [(Part::Ra, "ra.sqlite"), (Part::Hub, "hub.sqlite")] {
             std::fs::write(layout.audit(part).join("00000001.jsonl"), b"").unwrap();
             std::fs::write(layout.store(database), b"").unwrap();
@@ -187,6 +213,8 @@ mod tests {
             layout.secret("pseudonym.key"),
             layout.secret("feed-ca.pkcs8"),
             layout.secret("feed-hub.pkcs8"),
+            layout.audit_key(Part::Ra),
+            layout.audit_key(Part::Hub),
         ] {
             let aside = layout.root().join("aside");
             std::fs::rename(&file, &aside).unwrap();
@@ -195,6 +223,19 @@ mod tests {
             assert!(line.contains("restore it from the backup"), "{line}");
             assert!(!file.exists());
             std::fs::rename(&aside, &file).unwrap();
+        }
+        // Nothing was signed with this one yet.
+        std::fs::remove_file(layout.audit_key(Part::Signer)).unwrap();
+        refuse(&layout).unwrap();
+    }
+
+    #[test]
+    fn a_log_of_an_earlier_version_needs_no_key() {
+        let (_folder, layout) = whole();
+        for part in [Part::Ra, Part::Hub] {
+            let old = "{\"format\":\"sekisho-audit/1\"}\n";
+            std::fs::write(layout.audit(part).join("00000001.jsonl"), old).unwrap();
+            std::fs::remove_file(layout.audit_key(part)).unwrap();
         }
         refuse(&layout).unwrap();
     }

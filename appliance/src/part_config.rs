@@ -11,8 +11,10 @@ use anyhow::Context as _;
 use crate::exit::usage;
 use crate::files;
 use crate::layout::{Layout, Part};
+use crate::output::progress;
 use crate::secrets::FeedKeys;
 use crate::settings::Settings;
+use crate::toml_text::{self, Added, quoted};
 
 /// What stands in the parts' files beside paths.
 #[derive(Debug, Clone)]
@@ -27,16 +29,11 @@ pub(crate) struct Names {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write_missing(
-    layout: &Layout,
-    settings: &Settings,
-    names: &Names,
-    keys: &FeedKeys,
-) -> anyhow::Result<()> {
+pub(crate) fn write_missing(layout: &Layout, values: &FileValues<'_>) -> anyhow::Result<()> {
     for part in Part::ALL {
         let path = layout.config(part);
         if !path.exists() {
-            let text = render(layout, part, settings, names, keys)?;
+            let text = render(layout, part, values)?;
             files::write_private(&path, text.as_bytes())?;
         }
     }
@@ -50,18 +47,11 @@ pub(crate) fn write_missing(
 pub(crate) fn render(
     layout: &Layout,
     part: Part,
-    settings: &Settings,
-    names: &Names,
-    keys: &FeedKeys,
+    values: &FileValues<'_>,
 ) -> anyhow::Result<String> {
-    let values = match part {
-        Part::Signer => signer_values(layout, settings, names),
-        Part::Ra => ra_values(layout, settings, names),
-        Part::Hub => hub_values(layout, settings),
-        Part::Gateway => gateway_values(layout, settings, names, keys),
-    };
-    values.iter().try_fold(template(part).to_owned(), |text, (table, key, value)| {
-        set_key(&text, table, key, value)
+    let own = values.of(layout, part);
+    own.iter().try_fold(template(part).to_owned(), |text, (table, key, value)| {
+        toml_text::set(&text, table, key, value)
             .with_context(|| format!("template of {}.toml has no key `{key}`", part.as_str()))
     })
 }
@@ -73,7 +63,7 @@ pub(crate) fn render(
 pub(crate) fn change(layout: &Layout, part: Part, key: &str, value: &str) -> anyhow::Result<()> {
     let path = layout.config(part);
     let text = files::read_config(&path)?;
-    let changed = set_key(&text, "", key, &quoted(value)).ok_or_else(|| {
+    let changed = toml_text::set(&text, "", key, &quoted(value)).ok_or_else(|| {
         usage(format!("config file `{}` has no key `{key}`: add it", path.display()))
     })?;
     if changed != text {
@@ -87,20 +77,103 @@ pub(crate) fn change(layout: &Layout, part: Part, key: &str, value: &str) -> any
 /// # Errors
 /// When the file cannot be read or has no such key.
 pub(crate) fn value(layout: &Layout, part: Part, key: &str) -> anyhow::Result<String> {
-    let path = layout.config(part);
-    let text = files::read_config(&path)?;
-    let named = || format!("config file `{}`", path.display());
-    let table: toml::Table = toml::from_str(&text)
-        .map_err(|error| usage(error.message().to_owned()))
-        .with_context(named)?;
-    let mut found = Some(&toml::Value::Table(table)).cloned();
-    for name in key.split('.') {
-        found = found.and_then(|value| value.get(name).cloned());
-    }
-    found
-        .and_then(|value| value.as_str().map(str::to_owned))
+    find(layout, part, key)?
         .ok_or_else(|| usage(format!("key `{key}` is missing: add it")))
-        .with_context(named)
+        .with_context(|| format!("config file `{}`", layout.config(part).display()))
+}
+
+/// The same; `None` when the file has no such key.
+///
+/// # Errors
+/// When the file cannot be read.
+pub(crate) fn find(layout: &Layout, part: Part, key: &str) -> anyhow::Result<Option<String>> {
+    let table = table(layout, part)?;
+    Ok(toml_text::find(&table, key).and_then(|value| value.as_str().map(str::to_owned)))
+}
+
+fn table(layout: &Layout, part: Part) -> anyhow::Result<toml::Table> {
+    let path = layout.config(part);
+    toml::from_str(&files::read_config(&path)?)
+        .map_err(|error| usage(error.message().to_owned()))
+        .with_context(|| format!("config file `{}`", path.display()))
+}
+
+/// Adds the keys that an earlier version did not have to the files that it wrote; every other line
+/// stays as it is. Says what it added.
+///
+/// # Errors
+/// When a file cannot be read or written, or takes no further key.
+pub(crate) fn bring_forward(layout: &Layout, values: &FileValues<'_>) -> anyhow::Result<()> {
+    for part in Part::ALL {
+        let path = layout.config(part);
+        let before = files::read_config(&path)?;
+        let own = values.of(layout, part);
+        let text = KEYS_SINCE
+            .iter()
+            .filter(|(owner, ..)| *owner == part)
+            .try_fold(before.clone(), |text, (_, in_table, key, after)| {
+                with_key(text, &own, part, (in_table, key, after))
+            })
+            .with_context(|| format!("config file `{}`", path.display()))?;
+        if text != before {
+            files::write_private(&path, text.as_bytes())?;
+            progress(&format!("config file `{}` has the keys of this version", path.display()));
+        }
+    }
+    Ok(())
+}
+
+fn with_key(
+    text: String,
+    own: &Values,
+    part: Part,
+    (in_table, key, after): (&str, &str, &str),
+) -> anyhow::Result<String> {
+    let dot = if in_table.is_empty() { "" } else { "." };
+    let dotted = format!("{in_table}{dot}{key}");
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|error| usage(error.message().to_owned()))?;
+    if toml_text::find(&table, &dotted).is_some() {
+        return Ok(text);
+    }
+    let value = own.iter().find(|(table, name, _)| (*table, *name) == (in_table, key));
+    let value = value.map(|(.., value)| value.as_str()).unwrap_or_default();
+    let comment = toml_text::comment_above(template(part), in_table, key);
+    toml_text::add(&text, in_table, after, &Added { comment: &comment, key, value })
+        .ok_or_else(|| usage(format!("key `{dotted}` is missing: add `{dotted} = {value}`")))
+}
+
+/// Keys that files of earlier versions lack: part, table, key, and the key behind which it comes.
+const KEYS_SINCE: [(Part, &str, &str, &str); 6] = [
+    (Part::Signer, "", "audit_key", "audit_dir"),
+    (Part::Ra, "", "audit_key", "audit_dir"),
+    (Part::Hub, "", "audit_stream_socket", "audit_dir"),
+    (Part::Hub, "", "audit_key", "audit_dir"),
+    (Part::Gateway, "audit", "stream_socket", "dir"),
+    (Part::Gateway, "audit", "key", "dir"),
+];
+
+/// Where the values of the files come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FileValues<'a> {
+    /// What the operator chose.
+    pub(crate) settings: &'a Settings,
+    /// Names in certificates.
+    pub(crate) names: &'a Names,
+    /// Public halves of the feed keys.
+    pub(crate) keys: &'a FeedKeys,
+}
+
+impl FileValues<'_> {
+    fn of(&self, layout: &Layout, part: Part) -> Values {
+        let Self { settings, names, keys } = self;
+        match part {
+            Part::Signer => signer_values(layout, settings, names),
+            Part::Ra => ra_values(layout, settings, names),
+            Part::Hub => hub_values(layout, settings),
+            Part::Gateway => gateway_values(layout, settings, names, keys),
+        }
+    }
 }
 
 type Values = Vec<(&'static str, &'static str, String)>;
@@ -110,6 +183,7 @@ fn signer_values(layout: &Layout, settings: &Settings, names: &Names) -> Values 
         ("", "socket", path(&layout.run("signer.sock"))),
         ("", "ca_dir", path(&layout.root().join("ca"))),
         ("", "audit_dir", path(&layout.audit(Part::Signer))),
+        ("", "audit_key", path(&layout.audit_key(Part::Signer))),
         ("", "ready_file", path(&layout.ready_file(Part::Signer))),
         ("", "operator_name", quoted(&names.operator_name)),
         ("", "id_domain", quoted(&names.id_domain)),
@@ -130,6 +204,7 @@ fn ra_values(layout: &Layout, settings: &Settings, names: &Names) -> Values {
         ("", "feed_key", path(&layout.secret("feed-ca.pkcs8"))),
         ("", "database", path(&layout.store("ra.sqlite"))),
         ("", "audit_dir", path(&layout.audit(Part::Ra))),
+        ("", "audit_key", path(&layout.audit_key(Part::Ra))),
         ("", "ready_file", path(&layout.ready_file(Part::Ra))),
         ("", "id_domain", quoted(&names.id_domain)),
         ("", "demo", settings.demo.to_string()),
@@ -146,6 +221,8 @@ fn hub_values(layout: &Layout, settings: &Settings) -> Values {
         ("", "staff_token_key", path(&layout.secret("staff-token.pkcs8"))),
         ("", "database", path(&layout.store("hub.sqlite"))),
         ("", "audit_dir", path(&layout.audit(Part::Hub))),
+        ("", "audit_key", path(&layout.audit_key(Part::Hub))),
+        ("", "audit_stream_socket", path(&layout.run(AUDIT_STREAM))),
         ("", "pseudonym_key", path(&layout.secret("pseudonym.key"))),
         ("", "ready_file", path(&layout.ready_file(Part::Hub))),
         ("", "demo", settings.demo.to_string()),
@@ -165,6 +242,8 @@ fn gateway_values(layout: &Layout, settings: &Settings, names: &Names, keys: &Fe
         ("", "ready_file", path(&layout.ready_file(Part::Gateway))),
         ("", "demo", settings.demo.to_string()),
         ("audit", "dir", path(&layout.audit(Part::Gateway))),
+        ("audit", "key", path(&layout.audit_key(Part::Gateway))),
+        ("audit", "stream_socket", path(&layout.run(AUDIT_STREAM))),
         ("audit", "pseudonym_key", path(&layout.secret("pseudonym.key"))),
         ("feeds.ca", "socket", path(&layout.run("ca-feed.sock"))),
         ("feeds.ca", "public_key", quoted(&keys.ca_public)),
@@ -186,32 +265,8 @@ fn path(path: &Path) -> String {
     quoted(&path.display().to_string())
 }
 
-/// `text` as a TOML string.
-fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
-}
-
-/// `text` with the one-line value of `key` in `table` (empty: before the first table) replaced;
-/// `None` when there is no such key.
-fn set_key(text: &str, table: &str, key: &str, value: &str) -> Option<String> {
-    let mut within = String::new();
-    let mut found = false;
-    let mut lines = Vec::new();
-    for line in text.lines() {
-        let trimmed = line.trim();
-        if let Some(name) = trimmed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            name.trim().clone_into(&mut within);
-        }
-        let is_key = trimmed.split_once('=').is_some_and(|(name, _)| name.trim() == key);
-        if is_key && within == table && !found {
-            found = true;
-            lines.push(format!("{key} = {value}"));
-        } else {
-            lines.push(line.to_owned());
-        }
-    }
-    found.then(|| lines.join("\n") + "\n")
-}
+/// The socket on which the gateway offers its records to the hub.
+const AUDIT_STREAM: &str = "audit.sock";
 
 #[cfg(test)]
 mod tests {
@@ -222,7 +277,9 @@ mod tests {
         let names =
             Names { operator_name: "見本 \\ 運用".into(), id_domain: "id.example".into() };
         let keys = FeedKeys { ca_public: "CA=".into(), hub_public: "HUB=".into() };
-        let text = render(&layout, part, &Settings::new(true), &names, &keys).unwrap();
+        let settings = Settings::new(true);
+        let values = FileValues { settings: &settings, names: &names, keys: &keys };
+        let text = render(&layout, part, &values).unwrap();
         assert!(text.contains('#'), "comments stay");
         toml::from_str(&text).unwrap()
     }
@@ -260,5 +317,42 @@ mod tests {
         assert_eq!(value(&layout, Part::Ra, "t.listen").unwrap(), "b");
         assert!(value(&layout, Part::Ra, "t.none").is_err());
         assert!(change(&layout, Part::Ra, "none", "1").is_err());
+    }
+
+    #[test]
+    fn files_of_an_earlier_version_get_the_new_keys_and_keep_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path()).unwrap();
+        files::private_folder(&layout.root().join("config")).unwrap();
+        let (settings, names) = (
+            Settings::new(true),
+            Names { operator_name: "x".into(), id_domain: "id.example".into() },
+        );
+        let keys = FeedKeys { ca_public: "CA=".into(), hub_public: "HUB=".into() };
+        let values = FileValues { settings: &settings, names: &names, keys: &keys };
+        write_missing(&layout, &values).unwrap();
+        let read = |part| files::read_text(&layout.config(part)).unwrap();
+        let current: Vec<String> = Part::ALL.into_iter().map(read).collect();
+        for part in Part::ALL {
+            let names = ["audit_key =", "key =", "audit_stream_socket =", "stream_socket ="];
+            let mut text = read(part);
+            text = text
+                .lines()
+                .filter(|line| !names.iter().any(|name| line.starts_with(name)))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            text.push_str("# the operator's own line\n");
+            files::write_private(&layout.config(part), text.as_bytes()).unwrap();
+        }
+        assert!(find(&layout, Part::Hub, "audit_key").unwrap().is_none());
+        bring_forward(&layout, &values).unwrap();
+        for (part, current) in Part::ALL.into_iter().zip(current) {
+            let text = read(part);
+            assert!(text.contains("# the operator's own line"), "{text}");
+            let table = |text: &str| toml::from_str::<toml::Table>(text).unwrap();
+            assert_eq!(table(&text), table(&current), "{text}");
+            bring_forward(&layout, &values).unwrap();
+            assert_eq!(read(part), text);
+        }
     }
 }

@@ -258,8 +258,13 @@ mod tests {
         );
         std::fs::write(layout.config(Part::Gateway), text).unwrap();
         let office: OfficeNumber = "9970000015".parse().unwrap();
-        let fact =
-            Fact::Office { number: office, service_types: vec![], medical: true, suspended: false };
+        let fact = Fact::Office {
+            number: office,
+            service_types: vec![],
+            medical: true,
+            suspended: false,
+            name: String::new(),
+        };
         let message = Message::Snapshot {
             seq: 7,
             head: GENESIS_HEAD.to_owned(),

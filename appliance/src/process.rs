@@ -3,7 +3,7 @@
 //! The standard input of every part is a pipe held by the supervisor: when the supervisor dies,
 //! however it dies, the parts read its end and leave (`--supervised`).
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,10 +22,12 @@ use crate::layout::{Layout, Part};
 /// How one part is started.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
-    /// The part.
-    pub(crate) part: Part,
+    /// Its name in the supervisor's record.
+    pub(crate) name: &'static str,
+    /// What it is called in messages.
+    pub(crate) title: &'static str,
     program: PathBuf,
-    config: PathBuf,
+    arguments: Vec<OsString>,
     ready_file: PathBuf,
     log: PathBuf,
 }
@@ -49,11 +51,30 @@ impl Spec {
     /// When it does not.
     pub(crate) fn new(layout: &Layout, part: Part) -> anyhow::Result<Self> {
         Ok(Self {
-            part,
+            name: part.as_str(),
+            title: part.program(),
             program: program(part.program())?,
-            config: layout.config(part),
+            arguments: vec!["--config".into(), layout.config(part).into(), "--supervised".into()],
             ready_file: layout.ready_file(part),
             log: layout.log(part),
+        })
+    }
+
+    /// `sekisho audit push --follow`: brings the heads of the audit logs out of the box.
+    ///
+    /// # Errors
+    /// When the own program file is not known.
+    pub(crate) fn head_bringer(layout: &Layout) -> anyhow::Result<Self> {
+        let words = ["audit", "push", "--follow", "--supervised", "--data"];
+        let mut arguments: Vec<OsString> = words.iter().map(OsString::from).collect();
+        arguments.push(layout.root().into());
+        Ok(Self {
+            name: HEAD_BRINGER,
+            title: "sekisho audit push",
+            program: std::env::current_exe().context("own program file is not known")?,
+            arguments,
+            ready_file: layout.run(&format!("{HEAD_BRINGER}.ready.json")),
+            log: layout.run(&format!("{HEAD_BRINGER}.log")),
         })
     }
 
@@ -69,9 +90,7 @@ impl Spec {
         }
         let (log, log_offset) = open_log(&self.log)?;
         let mut child = Command::new(&self.program)
-            .arg("--config")
-            .arg(&self.config)
-            .arg("--supervised")
+            .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -101,7 +120,7 @@ impl Spec {
             if Instant::now() >= deadline {
                 anyhow::bail!(
                     "{} was not ready after {} s: {}",
-                    self.part.program(),
+                    self.title,
                     READY_TIMEOUT.as_secs(),
                     self.last_words(running)
                 );
@@ -125,9 +144,9 @@ impl Spec {
             (None, None) => "ended".to_owned(),
         };
         if status.code().is_some() {
-            format!("{} ended ({how}): {}", self.part.program(), self.last_words(running))
+            format!("{} ended ({how}): {}", self.title, self.last_words(running))
         } else {
-            format!("{} ended ({how})", self.part.program())
+            format!("{} ended ({how})", self.title)
         }
     }
 
@@ -175,6 +194,12 @@ pub(crate) fn has_argument(pid: u32, path: &Path) -> bool {
     let wanted = std::fs::canonicalize(path).ok();
     let mut given = line.split(|byte| *byte == 0).map(|word| Path::new(OsStr::from_bytes(word)));
     wanted.is_some() && given.any(|given| std::fs::canonicalize(given).ok() == wanted)
+}
+
+/// Whether a word stands among the arguments of a process.
+pub(crate) fn has_word(pid: u32, word: &str) -> bool {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).any(|given| given == word.as_bytes())
 }
 
 /// A program of the box, beside this one.
@@ -242,6 +267,9 @@ fn error_of_json(line: &str) -> Option<String> {
     let message = record.get("fields").and_then(|fields| fields.get("message"));
     is_error.then(|| message.and_then(Value::as_str).unwrap_or(line).to_owned())
 }
+
+/// The name of `sekisho audit push` among the parts.
+pub(crate) const HEAD_BRINGER: &str = "audit-push";
 
 /// How long a part may take to become ready.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(30);

@@ -2,16 +2,17 @@
 //!
 //! [`RawSettings`] is what stands in the file, [`Settings`] is what it means; all problems are
 //! reported together. Written on the first `up`, changed only by listen addresses that were given
-//! on the command line.
+//! on the command line; every other line stays as it is.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::exit::usage;
 use crate::files;
+use crate::toml_text::{self, quoted};
 
 /// The file as it is written.
 #[derive(Debug, Deserialize)]
@@ -21,6 +22,23 @@ struct RawSettings {
     gateway_listen: String,
     enrol_listen: String,
     admin_listen: String,
+    #[serde(default)]
+    audit: RawAudit,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAudit {
+    heads: Option<RawHeads>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHeads {
+    file_drop: Option<String>,
+    http: Option<String>,
+    http_trust: Option<String>,
+    syslog: Option<String>,
 }
 
 /// The checked settings.
@@ -34,6 +52,118 @@ pub(crate) struct Settings {
     pub(crate) enrol_listen: SocketAddr,
     /// The gateway's metrics and readiness; loopback.
     pub(crate) admin_listen: SocketAddr,
+    /// Where the heads of the audit logs are brought; `None` when the file has no such table.
+    pub(crate) heads: Option<Heads>,
+}
+
+/// The sinks to which the heads of the audit logs are brought; there may be none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// A folder.
+    pub(crate) file_drop: Option<PathBuf>,
+    /// A URL to which they are posted.
+    pub(crate) http: Option<HttpSink>,
+    /// A syslog receiver.
+    pub(crate) syslog: Option<SyslogSink>,
+}
+
+/// An HTTP endpoint; without TLS on loopback only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HttpSink {
+    /// `https://…`.
+    pub(crate) url: http::Uri,
+    /// PEM file with the certificates that it may be issued under.
+    pub(crate) trust: PathBuf,
+}
+
+/// A syslog receiver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SyslogSink {
+    /// `udp://host:port`: one datagram a message (RFC 5426).
+    Udp(String),
+    /// `tcp://host:port`: octet counting (RFC 6587 §3.4.1).
+    Tcp(String),
+    /// `unix:/dev/log`: a datagram socket.
+    Unix(PathBuf),
+}
+
+impl Heads {
+    /// One folder and nothing else.
+    pub(crate) fn file_drop(folder: PathBuf) -> Self {
+        Self { file_drop: Some(folder), ..Self::default() }
+    }
+
+    /// Whether there is no sink.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.file_drop.is_none() && self.http.is_none() && self.syslog.is_none()
+    }
+
+    fn check(raw: &RawHeads, problems: &mut Vec<String>) -> Self {
+        let mut checked = |key: &str, found: Result<(), String>| {
+            problems.extend(found.err().map(|why| format!("key `audit.heads.{key}`: {why}")));
+        };
+        let file_drop = raw.file_drop.as_ref().map(PathBuf::from);
+        if let Some(folder) = &file_drop {
+            let whole = folder.is_absolute();
+            checked("file_drop", whole.then_some(()).ok_or("name it from `/` on".to_owned()));
+        }
+        let trust = raw.http_trust.clone().unwrap_or(SYSTEM_TRUST.to_owned());
+        let http = raw.http.as_ref().and_then(|url| match HttpSink::parse(url, &trust) {
+            Ok(sink) => Some(sink),
+            Err(why) => {
+                checked("http", Err(why));
+                None
+            }
+        });
+        if raw.http_trust.is_some() && raw.http.is_none() {
+            checked("http_trust", Err("there is no `http` that it could be for".to_owned()));
+        }
+        let syslog = raw.syslog.as_ref().and_then(|target| match SyslogSink::parse(target) {
+            Ok(sink) => Some(sink),
+            Err(why) => {
+                checked("syslog", Err(why));
+                None
+            }
+        });
+        Self { file_drop, http, syslog }
+    }
+}
+
+impl HttpSink {
+    fn parse(text: &str, trust: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no URL: write `https://host/path`");
+        let url: http::Uri = text.parse().map_err(|_| wrong())?;
+        let host = url.host().ok_or_else(wrong)?;
+        let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+        let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+        match url.scheme_str() {
+            Some("https") => {}
+            Some("http") if loopback => {}
+            Some("http") => return Err(format!("`{text}` is without TLS: use `https://`")),
+            Some(_) | None => return Err(wrong()),
+        }
+        Ok(Self { url, trust: PathBuf::from(trust) })
+    }
+}
+
+impl SyslogSink {
+    fn parse(text: &str) -> Result<Self, String> {
+        let host_and_port = |rest: &str| {
+            let port = rest.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            port.and_then(|(_, port)| port.parse::<u16>().ok()).map(|_| rest.to_owned())
+        };
+        let parsed = if let Some(rest) = text.strip_prefix("udp://") {
+            host_and_port(rest).map(Self::Udp)
+        } else if let Some(rest) = text.strip_prefix("tcp://") {
+            host_and_port(rest).map(Self::Tcp)
+        } else {
+            let path = text.strip_prefix("unix:").filter(|path| path.starts_with('/'));
+            path.map(|path| Self::Unix(PathBuf::from(path)))
+        };
+        parsed.ok_or_else(|| {
+            format!("`{text}`: write `udp://host:port`, `tcp://host:port` or `unix:/dev/log`")
+        })
+    }
 }
 
 /// Listen addresses given on the command line.
@@ -59,6 +189,7 @@ impl Settings {
             gateway_listen: SocketAddr::from((public, 8443)),
             enrol_listen: SocketAddr::from((public, 8444)),
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 9901)),
+            heads: None,
         }
     }
 
@@ -102,7 +233,10 @@ impl Settings {
             gateway_listen: address("gateway_listen", &raw.gateway_listen),
             enrol_listen: address("enrol_listen", &raw.enrol_listen),
             admin_listen: address("admin_listen", &raw.admin_listen),
+            heads: None,
         };
+        let heads = raw.audit.heads.as_ref().map(|heads| Heads::check(heads, &mut problems));
+        let settings = Self { heads, ..settings };
         problems.extend(settings.problems());
         if problems.is_empty() { Ok(settings) } else { Err(problems) }
     }
@@ -152,8 +286,38 @@ impl Settings {
         ]
     }
 
+    /// Writes the file; in one that exists only what differs is changed.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        if !path.exists() {
+            return files::write_private(path, self.render().as_bytes());
+        }
+        let before = files::read_config(path)?;
+        let written = Self::read(path)?;
+        let mut text = before.clone();
+        for ((_, key, address), (_, _, old)) in self.listeners().iter().zip(written.listeners()) {
+            if *address != old {
+                text =
+                    toml_text::set(&text, "", key, &quoted(&address.to_string())).unwrap_or(text);
+            }
+        }
+        if let (None, Some(heads)) = (&written.heads, &self.heads) {
+            text.push_str(&heads_table(Some(heads)));
+        }
+        if text != before {
+            files::write_private(path, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
     /// The text of the file.
     pub(crate) fn render(&self) -> String {
+        self.render_box() + &heads_table(self.heads.as_ref())
+    }
+
+    fn render_box(&self) -> String {
         format!(
             "# What holds for the whole box. `sekisho up` writes it on first start; listen \
              addresses given to `sekisho up`\n# replace those here and in the parts' own files.\n\n\
@@ -166,6 +330,30 @@ impl Settings {
         )
     }
 }
+
+fn heads_table(heads: Option<&Heads>) -> String {
+    let drop = heads.and_then(|heads| heads.file_drop.as_ref());
+    let value = drop.map(|folder| quoted(&folder.display().to_string()));
+    let (table, drop) = match (heads, value) {
+        (Some(_), Some(value)) => ("[audit.heads]", format!("file_drop = {value}")),
+        (Some(_), None) => ("[audit.heads]", DROP_EXAMPLE.to_owned()),
+        (None, _) => ("# [audit.heads]", DROP_EXAMPLE.to_owned()),
+    };
+    format!(
+        "\n# Where the signed heads of the audit logs are brought as they are made, so that \
+         records cut off\n# at the end are seen: a place that this box cannot change \
+         afterwards.\n{table}\n\
+         {drop}\n\
+         # http = \"https://witness.example/heads\"\n\
+         # http_trust = \"/etc/ssl/certs/ca-certificates.crt\"\n\
+         # syslog = \"tcp://loghost.example:601\"    # or udp://host:port, or unix:/dev/log\n"
+    )
+}
+
+const DROP_EXAMPLE: &str = "# file_drop = \"/mnt/witness/heads\"";
+
+/// Where Debian keeps the certificates that it trusts.
+const SYSTEM_TRUST: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// A TOML error as one line with its position.
 fn toml_line(error: &toml::de::Error) -> String {
@@ -190,6 +378,45 @@ mod tests {
             let settings = Settings::new(demo);
             assert_eq!(written(&settings.render()).unwrap(), settings);
         }
+    }
+
+    #[test]
+    fn sinks_are_read_and_wrong_ones_named_together() {
+        let base = Settings::new(true).render();
+        assert_eq!(written(&base).unwrap().heads, None);
+        let good = format!(
+            "{base}[audit.heads]\nfile_drop = \"/mnt/h\"\nhttp = \"https://w.example/h\"\n\
+             syslog = \"udp://127.0.0.1:514\"\n"
+        );
+        let heads = written(&good).unwrap().heads.unwrap();
+        assert_eq!(heads.file_drop.as_deref(), Some(Path::new("/mnt/h")));
+        assert_eq!(heads.syslog, Some(SyslogSink::Udp("127.0.0.1:514".to_owned())));
+        assert_eq!(heads.http.unwrap().trust, Path::new(SYSTEM_TRUST));
+        let bad = format!(
+            "{base}[audit.heads]\nfile_drop = \"h\"\nhttp = \"http://w.example/h\"\n\
+             syslog = \"loghost\"\n"
+        );
+        let line = error_line(&written(&bad).unwrap_err());
+        for key in ["file_drop", "heads.http`", "syslog", "https://", "unix:/dev/log"] {
+            assert!(line.contains(key), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_exists_keeps_the_operators_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sekisho.toml");
+        let mut settings = Settings::new(true);
+        let old = settings.render_box() + "# mine\n";
+        std::fs::write(&path, &old).unwrap();
+        settings.write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), old);
+        settings.enrol_listen = "127.0.0.1:7".parse().unwrap();
+        settings.heads = Some(Heads::file_drop("/d".into()));
+        settings.write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("# mine\n") && text.contains("127.0.0.1:7"), "{text}");
+        assert_eq!(Settings::read(&path).unwrap(), settings);
     }
 
     #[test]

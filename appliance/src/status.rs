@@ -3,11 +3,13 @@
 use serde_json::{Value, json};
 
 use crate::admin::{self, Admin};
+use crate::audit::heads;
 use crate::cli::Context;
 use crate::layout::{Layout, Part};
 use crate::lock::Lock;
 use crate::output;
 use crate::part::{Record, State};
+use crate::process::HEAD_BRINGER;
 use crate::supervisor::Status;
 
 /// How a part does.
@@ -31,7 +33,7 @@ impl Health {
 /// One part, how it does, and why.
 #[derive(Debug)]
 pub(crate) struct Line {
-    part: Part,
+    name: &'static str,
     /// How it does.
     pub(crate) health: Health,
     why: String,
@@ -41,7 +43,7 @@ pub(crate) struct Line {
 impl Line {
     /// The part's name.
     pub(crate) const fn name(&self) -> &'static str {
-        self.part.as_str()
+        self.name
     }
 
     /// Why it does as it does.
@@ -87,9 +89,24 @@ pub(crate) async fn lines(layout: &Layout, status: Option<&Status>) -> Vec<Line>
                 Err((health, why)) => (health, why),
             },
         };
-        lines.push(Line { part, health, why, record: record.cloned() });
+        lines.push(Line { name: part.as_str(), health, why, record: record.cloned() });
     }
+    lines.extend(head_bringer(layout, status));
     lines
+}
+
+/// What brings the heads of the audit logs out, where they are to be brought anywhere.
+fn head_bringer(layout: &Layout, status: Option<&Status>) -> Option<Line> {
+    let record = status?.parts.iter().find(|record| record.name == HEAD_BRINGER)?;
+    let (health, why) = match record_health(record) {
+        Ok(()) => match heads::State::read(layout).map(|state| state.told()) {
+            Ok(Ok(told)) => (Health::Up, told),
+            Ok(Err(problems)) => (Health::Degraded, problems),
+            Err(error) => (Health::Degraded, format!("{error:#}")),
+        },
+        Err(told) => told,
+    };
+    Some(Line { name: HEAD_BRINGER, health, why, record: Some(record.clone()) })
 }
 
 /// What the supervisor's record alone tells.
@@ -158,7 +175,7 @@ fn to_json(lines: &[Line], status: Option<&Status>) -> Value {
         .map(|line| {
             let record = line.record.as_ref();
             json!({
-                "name": line.part.as_str(),
+                "name": line.name,
                 "health": line.health.as_str(),
                 "why": line.why,
                 "pid": record.and_then(|record| record.pid),
@@ -178,9 +195,7 @@ fn to_json(lines: &[Line], status: Option<&Status>) -> Value {
 fn to_text(lines: &[Line]) -> String {
     let rows: Vec<Vec<String>> = lines
         .iter()
-        .map(|line| {
-            vec![line.part.as_str().to_owned(), line.health.as_str().to_owned(), line.why.clone()]
-        })
+        .map(|line| vec![line.name.to_owned(), line.health.as_str().to_owned(), line.why.clone()])
         .collect();
     output::table(&["PART", "STATE", "WHY"], &rows)
 }

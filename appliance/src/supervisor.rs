@@ -1,7 +1,7 @@
 //! Starts the four parts in order, keeps them running, and stops them in reverse order.
 //!
 //! ```text
-//!  signer ─► ra ─► hub ─► gateway ─► /readyz 200 ─► up
+//!  (heads of the audit logs, if brought) ─► signer ─► ra ─► hub ─► gateway ─► /readyz 200 ─► up
 //! ```
 //!
 //! Invariants: the box is up only when every part is ready; a start that fails half-way stops what
@@ -106,7 +106,7 @@ pub(crate) struct Supervisor {
 }
 
 struct Watcher {
-    part: Part,
+    name: &'static str,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -136,15 +136,22 @@ impl Supervisor {
         Ok(Self { layout: layout.clone(), shared: Arc::new(shared), watchers: Vec::new() })
     }
 
-    /// Starts every part in order and waits until the gateway says that it is ready.
+    /// Starts every part in order and waits until the gateway says that it is ready. What brings
+    /// the heads of the audit logs out, if they are to be brought anywhere, comes first and so
+    /// ends last: the heads with which the parts close their logs leave too.
     ///
     /// # Errors
     /// When a part does not become ready; the caller then calls [`Supervisor::stop`].
-    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn start(&mut self, brings_heads: bool) -> anyhow::Result<()> {
         let specs: Vec<Spec> = Part::ALL
             .iter()
             .map(|part| Spec::new(&self.layout, *part))
             .collect::<anyhow::Result<_>>()?;
+        if brings_heads {
+            let record = Record::new(process::HEAD_BRINGER);
+            self.shared.change(|status| status.parts.push(record));
+            self.start_part(Spec::head_bringer(&self.layout)?).await?;
+        }
         for spec in specs {
             self.start_part(spec).await?;
         }
@@ -163,7 +170,7 @@ impl Supervisor {
     pub(crate) async fn stop(mut self) {
         self.shared.change(|status| status.phase = Phase::Stopping);
         while let Some(watcher) = self.watchers.pop() {
-            progress(&format!("stopping {}", watcher.part.as_str()));
+            progress(&format!("stopping {}", watcher.name));
             let _already_gone = watcher.stop.send(());
             let _joined = watcher.task.await;
         }
@@ -171,21 +178,21 @@ impl Supervisor {
     }
 
     async fn start_part(&mut self, spec: Spec) -> anyhow::Result<()> {
-        let part = spec.part;
-        progress(&format!("starting {}", part.as_str()));
+        let name = spec.name;
+        progress(&format!("starting {name}"));
         let mut running = spec.spawn()?;
-        self.shared.record(part, |record| record.spawned(running.child.id()));
+        self.shared.record(name, |record| record.spawned(running.child.id()));
         match spec.ready(&mut running).await {
-            Ok(addresses) => self.shared.ready(part, &addresses),
+            Ok(addresses) => self.shared.ready(name, &addresses),
             Err(error) => {
                 running.stop().await;
-                self.shared.record(part, Record::stopped);
+                self.shared.record(name, Record::stopped);
                 return Err(error);
             }
         }
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(watch(spec, running, Arc::clone(&self.shared), stopped));
-        self.watchers.push(Watcher { part, stop, task });
+        self.watchers.push(Watcher { name, stop, task });
         Ok(())
     }
 
@@ -219,16 +226,15 @@ impl Shared {
         result
     }
 
-    fn record<T>(&self, part: Part, change: impl FnOnce(&mut Record) -> T) -> Option<T> {
-        self.change(|status| {
-            status.parts.iter_mut().find(|record| record.name == part.as_str()).map(change)
-        })
+    fn record<T>(&self, name: &str, change: impl FnOnce(&mut Record) -> T) -> Option<T> {
+        self.change(|status| status.parts.iter_mut().find(|record| record.name == name).map(change))
     }
 
-    fn ready(&self, part: Part, told: &Value) {
-        self.record(part, |record| record.ready(clock::now_text()));
+    fn ready(&self, name: &str, told: &Value) {
+        self.record(name, |record| record.ready(clock::now_text()));
         self.change(|status| {
-            for (listener, _, name) in LISTENERS.iter().filter(|(owner, ..)| *owner == part) {
+            let own = LISTENERS.iter().filter(|(owner, ..)| owner.as_str() == name);
+            for (listener, _, name) in own {
                 let key = told_key(*listener, name);
                 let address = told.get(key).and_then(Value::as_str).and_then(|t| t.parse().ok());
                 if let Some(address) = address {
@@ -238,8 +244,8 @@ impl Shared {
         });
     }
 
-    fn exited(&self, part: Part, how: &str, lived: Duration) -> Duration {
-        let delay = self.record(part, |record| record.exited(how.to_owned(), lived));
+    fn exited(&self, name: &str, how: &str, lived: Duration) -> Duration {
+        let delay = self.record(name, |record| record.exited(how.to_owned(), lived));
         let delay = delay.unwrap_or(crate::part::BACKOFF_MAX);
         progress(&format!("{how}; starting it again in {} ms", delay.as_millis()));
         delay
@@ -265,22 +271,22 @@ async fn watch(
         };
         let how = match ended {
             Ok(status) => spec.how_it_ended(status, &running),
-            Err(error) => format!("{} ended: {error}", spec.part.program()),
+            Err(error) => format!("{} ended: {error}", spec.title),
         };
-        let delay = shared.exited(spec.part, &how, running.started.elapsed());
+        let delay = shared.exited(spec.name, &how, running.started.elapsed());
         match restart(&spec, &shared, delay, &mut stop).await {
             Some(restarted) => running = restarted,
             None => {
-                shared.record(spec.part, Record::stopped);
+                shared.record(spec.name, Record::stopped);
                 return;
             }
         }
     }
-    shared.record(spec.part, Record::stopping);
+    shared.record(spec.name, Record::stopping);
     if !running.stop().await {
-        progress(&format!("{} did not end in time and was killed", spec.part.program()));
+        progress(&format!("{} did not end in time and was killed", spec.title));
     }
-    shared.record(spec.part, Record::stopped);
+    shared.record(spec.name, Record::stopped);
 }
 
 /// Tries until the part is ready; `None` when told to stop.
@@ -299,24 +305,24 @@ async fn restart(
         let mut running = match spec.spawn() {
             Ok(running) => running,
             Err(error) => {
-                delay = shared.exited(spec.part, &format!("{error:#}"), started.elapsed());
+                delay = shared.exited(spec.name, &format!("{error:#}"), started.elapsed());
                 continue;
             }
         };
-        shared.record(spec.part, |record| record.spawned(running.child.id()));
+        shared.record(spec.name, |record| record.spawned(running.child.id()));
         let ready = tokio::select! {
             ready = spec.ready(&mut running) => Some(ready),
             _ = &mut *stop => None,
         };
         match ready {
             Some(Ok(addresses)) => {
-                shared.ready(spec.part, &addresses);
-                progress(&format!("{} is up again", spec.part.program()));
+                shared.ready(spec.name, &addresses);
+                progress(&format!("{} is up again", spec.title));
                 return Some(running);
             }
             Some(Err(error)) => {
                 running.stop().await;
-                delay = shared.exited(spec.part, &format!("{error:#}"), started.elapsed());
+                delay = shared.exited(spec.name, &format!("{error:#}"), started.elapsed());
             }
             None => {
                 running.stop().await;

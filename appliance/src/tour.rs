@@ -86,5 +86,5 @@ async fn walk(scene: party::Scene, report: &mut Report) -> anyhow::Result<()> {
     requests::walk(&scene, &cast, &mut care_manager, report).await?;
     handshakes::walk(&scene, &cast, report).await?;
     revocation::walk(&scene, report).await?;
-    records::walk(&scene, report).await
+    records::walk(&scene, &cast, report).await
 }

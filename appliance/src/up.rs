@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::audit_keys;
 use crate::cli::Context;
 use crate::demo;
 use crate::down;
@@ -23,10 +24,10 @@ use crate::layout::{Layout, Part};
 use crate::lock::Lock;
 use crate::lost;
 use crate::output::{self, progress};
-use crate::part_config::{self, Names};
+use crate::part_config::{self, FileValues, Names};
 use crate::process;
 use crate::secrets;
-use crate::settings::{ListenArgs, Settings};
+use crate::settings::{Heads, ListenArgs, Settings};
 use crate::supervisor::{LISTENERS, Phase, Status, Supervisor};
 
 /// Arguments of `up`.
@@ -118,12 +119,17 @@ async fn serve(
     args: &Args,
     context: &Context,
 ) -> anyhow::Result<()> {
-    supervisor.start().await?;
+    supervisor.start(brings_heads(settings)).await?;
     if !args.background {
         finish(settings, &supervisor.status(), context).await?;
         progress("running; Ctrl-C stops everything");
     }
     Ok(())
+}
+
+/// Whether the heads of the audit logs are to be brought anywhere.
+fn brings_heads(settings: &Settings) -> bool {
+    settings.heads.as_ref().is_some_and(|heads| !heads.is_empty())
 }
 
 /// Fills the demo (once) and prints what to try.
@@ -240,20 +246,35 @@ fn why_it_ended(ended: std::process::ExitStatus, log: &Path, offset: u64) -> any
 /// Makes what is missing in the data folder.
 fn prepare(args: &Args, layout: &Layout) -> anyhow::Result<Settings> {
     let fresh = !layout.settings().exists();
-    let settings =
+    let mut settings =
         if fresh { Settings::new(args.demo) } else { Settings::read(&layout.settings())? };
     same_kind(args, &settings, layout)?;
+    if settings.demo && settings.heads.is_none() {
+        settings.heads = Some(Heads::file_drop(layout.demo_heads()));
+    }
+    make_demo_drop(layout, &settings)?;
     let settings = settings.with(&args.listen)?;
     make_folders(layout)?;
     lost::refuse(layout)?;
     let keys = secrets::ensure(layout)?;
     let names = names(args);
+    audit_keys::ensure(layout, settings.demo, &id_domain(layout, &names)?)?;
     make_ca(layout, &settings, &names)?;
-    part_config::write_missing(layout, &settings, &names, &keys)?;
+    let values = FileValues { settings: &settings, names: &names, keys: &keys };
+    part_config::write_missing(layout, &values)?;
+    part_config::bring_forward(layout, &values)?;
     apply_listen(layout, &settings, &args.listen)?;
-    files::write_private(&layout.settings(), settings.render().as_bytes())?;
+    settings.write(&layout.settings())?;
     server_certificates_exist(layout)?;
     Ok(settings)
+}
+
+/// A demo's own file drop is made here; any other must be there, or it is not mounted.
+fn make_demo_drop(layout: &Layout, settings: &Settings) -> anyhow::Result<()> {
+    let folder = layout.demo_heads();
+    let is_ours = settings.demo
+        && settings.heads.as_ref().is_some_and(|heads| heads.file_drop.as_ref() == Some(&folder));
+    if is_ours { files::private_folder(&folder) } else { Ok(()) }
 }
 
 fn make_folders(layout: &Layout) -> anyhow::Result<()> {
@@ -300,6 +321,14 @@ fn make_ca(layout: &Layout, settings: &Settings, names: &Names) -> anyhow::Resul
     );
     let chain = [files::read(&layout.ca("issuing.pem"))?, files::read(&layout.ca("root.pem"))?];
     files::write_private(&layout.ca("chain.pem"), &chain.concat())
+}
+
+/// The domain in signer.toml, once that exists.
+fn id_domain(layout: &Layout, names: &Names) -> anyhow::Result<String> {
+    if !layout.config(Part::Signer).exists() {
+        return Ok(names.id_domain.clone());
+    }
+    part_config::value(layout, Part::Signer, "id_domain")
 }
 
 /// The name in signer.toml, once that exists.
@@ -361,9 +390,14 @@ pub(crate) async fn leftovers_are_gone(earlier: &Status, layout: &Layout) -> any
     Ok(())
 }
 
-/// Whether a process is one of the parts' programs and runs with this folder's configuration.
+/// Whether a process is one of the parts' programs and runs with this folder's configuration, or
+/// brings this folder's heads out.
 fn is_part(pid: u32, layout: &Layout) -> bool {
     let name = process::program_of(pid);
+    if name.as_deref() == Some("sekisho") {
+        let brings = process::has_word(pid, "push") && process::has_argument(pid, layout.root());
+        return brings && pid != std::process::id();
+    }
     let part = Part::ALL.into_iter().find(|part| name.as_deref() == Some(part.program()));
     part.is_some_and(|part| process::has_argument(pid, &layout.config(part)))
 }

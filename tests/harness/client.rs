@@ -86,6 +86,12 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// Goes to another gateway, by its base URL.
+    pub fn to(mut self, base: &str) -> Self {
+        self.base = base.to_owned();
+        self
+    }
+
     /// Goes to a unix socket, in clear.
     pub fn over_socket(mut self, socket: &Path) -> Self {
         self.base = "http://localhost".into();
@@ -157,6 +163,17 @@ impl<'a> Call<'a> {
     /// # Errors
     /// [`CurlFailed`] when no HTTP answer came.
     pub fn try_send(self) -> Result<Reply, CurlFailed> {
+        self.exchange().0
+    }
+
+    /// Sends it and gives whatever arrived, also of an answer that was cut off on its way.
+    pub fn arrived(self) -> Option<Reply> {
+        let (whole, part) = self.exchange();
+        whole.ok().or(part)
+    }
+
+    /// The answer, and what came of one that was cut off.
+    fn exchange(self) -> (Result<Reply, CurlFailed>, Option<Reply>) {
         let folder = tempfile::Builder::new().prefix("curl-").tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         let mut args: Vec<String> = ["--silent", "--show-error", "--noproxy", "*", "--path-as-is"]
@@ -176,17 +193,19 @@ impl<'a> Call<'a> {
         let ran = run("curl", args);
         let status = ran.stdout.split(' ').next().and_then(|code| code.parse().ok());
         let status: u16 = status.unwrap_or(0);
-        if ran.code != 0 || status == 0 {
-            return Err(CurlFailed { code: ran.code, message: ran.stderr.trim().to_owned() });
-        }
         let body = fs::read(file("body")).unwrap_or_default();
-        Ok(Reply {
+        let reply = Reply {
             status,
             http_version: ran.stdout.split(' ').nth(1).unwrap_or("").to_owned(),
             headers: read_headers(&fs::read_to_string(file("headers")).unwrap_or_default()),
             json: serde_json::from_slice(&body).unwrap_or(Value::Null),
             body,
-        })
+        };
+        if ran.code == 0 && status != 0 {
+            return (Ok(reply), None);
+        }
+        let failed = CurlFailed { code: ran.code, message: ran.stderr.trim().to_owned() };
+        (Err(failed), (status != 0).then_some(reply))
     }
 }
 

@@ -23,9 +23,13 @@ mod system;
 mod client;
 mod kept_open;
 mod terminal;
+mod own_gateway;
+mod receivers;
 
 pub use client::{Call, CurlFailed, Reply};
 pub use kept_open::KeptOpen;
+pub use own_gateway::{OwnGateway, audit_copy};
 pub use programs::{Ran, program, run, sekisho, wait_until};
+pub use receivers::{Received, datagrams, https, unix_datagrams};
 pub use system::{Party, Start, System};
 pub use terminal::{Code, EC_P256, Terminal, inspect, new_request, write_certificates};

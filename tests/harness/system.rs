@@ -215,21 +215,27 @@ impl System {
         });
     }
 
-    /// Every audit record of a part as text, oldest first.
-    pub fn audit_lines(&self, part: &str) -> Vec<String> {
-        let folder = self.path(&format!("audit/{part}"));
-        let mut files: Vec<PathBuf> =
-            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-        files.sort();
-        let texts = files.iter().filter_map(|file| fs::read_to_string(file).ok());
-        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    /// Every audit record of a part as JSON, oldest first.
+    pub fn audit_records(&self, part: &str) -> Vec<Value> {
+        let all = ["audit", "show", "--json", "--last", "1000000", "--part", part];
+        self.sekisho(all).ok().json().as_array().expect("a list of records").clone()
+    }
+
+    /// The file of pinned audit keys, beside the data folder.
+    pub fn pins(&self) -> PathBuf {
+        self.scratch().join("data.audit-keys")
+    }
+
+    /// Where a demo drops the heads of its logs.
+    pub fn heads(&self) -> PathBuf {
+        self.scratch().join("data.heads")
     }
 
     /// Waits for an audit record of a part that holds every one of `words`.
     pub fn audited(&self, part: &str, words: &[&str]) -> String {
         wait_until(&format!("a {part} audit record with {words:?}"), 10, || {
-            let lines = self.audit_lines(part);
-            lines.into_iter().find(|line| words.iter().all(|word| line.contains(word)))
+            let mut lines = self.audit_records(part).into_iter().map(|record| record.to_string());
+            lines.find(|line| words.iter().all(|word| line.contains(word)))
         })
     }
 

@@ -1,9 +1,12 @@
 //! Step 5: the person, through マイナポータル: which documents there are, what they say, and who looked.
 
+use std::time::{Duration, Instant};
+
+use http::Method;
 use serde_json::Value;
 
 use super::exchange::{Answer, Line};
-use super::party::{CARE_MANAGEMENT, Cast, Scene};
+use super::party::{CARE_MANAGEMENT, Cast, OTHER_CARE_MANAGEMENT, Office, Scene};
 use super::report::Report;
 
 /// The kinds that the tour stored and the matrix shows to the person.
@@ -33,34 +36,42 @@ pub(super) async fn walk(scene: &Scene, cast: &Cast, report: &mut Report) -> any
     history(scene, &mut portal, report).await
 }
 
-/// The care manager's look at the 認定調査票 stands in the person's access history.
+/// The person reads who looked and who was refused, with the offices' names. The hub has the
+/// gateway's records a moment after the gateway.
 async fn history(scene: &Scene, portal: &mut Line, report: &mut Report) -> anyhow::Result<()> {
-    let answer = portal.get(&scene.path("access-history")).await?;
-    let accesses = answer.list("accesses");
-    let text = |access: &Value, key: &str| {
-        access.get(key).and_then(Value::as_str).unwrap_or("-").to_owned()
-    };
-    let by_care_manager = accesses.iter().any(|access| {
-        text(access, "party").ends_with(CARE_MANAGEMENT.number)
-            && text(access, "document_kind") == "certification-survey"
-    });
-    let lines: Vec<String> = accesses
+    let target = scene.path("access-history");
+    let request = (Method::GET, target.as_str(), &Value::Null);
+    let (answer, _) = portal.until(request, Instant::now(), HISTORY_MAX, is_whole).await?;
+    let lines: Vec<&str> = answer
+        .list("accesses")
         .iter()
-        .map(|access| {
-            format!(
-                "{} {} {}",
-                text(access, "at"),
-                text(access, "party"),
-                text(access, "document_kind_ja")
-            )
-        })
+        .filter_map(|access| access.get("text_ja")?.as_str())
         .collect();
     let came = format!("{answer} {} 件\n{}", lines.len(), lines.join("\n"));
-    let expected = "200 居宅介護支援事業所による認定調査票の閲覧が載っている";
-    report.check("だれが閲覧したかを見る", &came, expected, by_care_manager)
+    let expected = format!(
+        "200 {}による認定調査票の閲覧と、{}の拒否された要求が、事業所の名前で載っている",
+        CARE_MANAGEMENT.name, OTHER_CARE_MANAGEMENT.name
+    );
+    report.check("だれが閲覧し、だれが拒否されたかを見る", &came, &expected, is_whole(&answer))
+}
+
+/// Whether the history names the care manager's look and the other office's refused one.
+fn is_whole(answer: &Answer) -> bool {
+    let has = |office: &Office, decision: &str| {
+        answer.list("accesses").iter().any(|access| {
+            let text = |key: &str| access.get(key).and_then(Value::as_str).unwrap_or_default();
+            text("party_name") == office.name
+                && text("decision") == decision
+                && text("document_kind") == "certification-survey"
+        })
+    };
+    has(&CARE_MANAGEMENT, "permitted") && has(&OTHER_CARE_MANAGEMENT, "denied")
 }
 
 fn texts(answer: &Answer, list: &str, field: &str) -> Vec<String> {
     let texts = answer.list(list).iter().filter_map(|item| item.get(field)?.as_str());
     texts.map(str::to_owned).collect()
 }
+
+/// Within this the history has everything that happened before.
+const HISTORY_MAX: Duration = Duration::from_secs(5);

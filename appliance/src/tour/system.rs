@@ -98,12 +98,13 @@ impl System {
 
     /// A folder that the tour made gets the addresses that `up` would have chosen.
     fn usual_addresses(&self) -> anyhow::Result<()> {
-        let settings = Settings::new(true);
+        let mut settings = Settings::new(true);
+        settings.heads = Settings::read(&self.layout.settings())?.heads;
         let usual = [settings.gateway_listen, settings.enrol_listen, settings.admin_listen];
         for ((part, key, _), address) in LISTENERS.iter().zip(usual) {
             part_config::change(&self.layout, *part, key, &address.to_string())?;
         }
-        files::write_private(&self.layout.settings(), settings.render().as_bytes())
+        settings.write(&self.layout.settings())
     }
 }
 
