@@ -5,7 +5,7 @@
 //! ```text
 //!  checkpoint on disk ──► checkpoint.new ──► checkpoint
 //!  00000001.jsonl ──► 00000001.jsonl.zst.new ──► .jsonl.zst, .jsonl removed ──► .index
-//!  older than the retention: verified ──► tombstone signed and on disk ──► files removed ──► record
+//!  older than retention: verified ──► tombstone signed, on disk ──► files removed ──► record
 //! ```
 //!
 //! INVARIANT: a plain segment is removed only after the compressed one was read back equal and is

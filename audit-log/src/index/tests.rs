@@ -1,3 +1,5 @@
+//! The index of a closed segment: what is in it, and what a damaged one does.
+
 use super::*;
 use crate::crafted::{Crafted, compress, sample};
 

@@ -1,3 +1,5 @@
+//! Reading records from any number on, over plain and compressed segments.
+
 use super::*;
 use crate::crafted::{Crafted, compress};
 

@@ -154,7 +154,7 @@ async fn a_client_that_does_not_read_is_dropped_and_holds_up_nobody() {
     while lines.next_line().await.unwrap().unwrap() != end {}
     tokio::time::sleep((WRITE_TIMEOUT + Duration::from_secs(3)).saturating_sub(begun.elapsed()))
         .await;
-    // What was written before is still there to be read, and then it ends, far from the last record.
+    // What was written before is still there to be read, then it ends, far from the last record.
     let mut text = String::new();
     let ended = timeout(Duration::from_secs(20), silent.read_to_string(&mut text)).await;
     assert!(ended.is_ok(), "it was not dropped");

@@ -140,7 +140,11 @@ impl Power {
 use std::fs::File;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..Default::default()
+    })]
 
     #[test]
     fn a_loss_of_power_takes_no_record_that_was_confirmed(
