@@ -191,6 +191,14 @@ impl VerifyingKey {
         }
         let parsed = Note::from_bytes(note.as_bytes()).map_err(|_| CheckpointError::Malformed)?;
         let verifier = StandardVerifier::new(&self.text).map_err(|_| CheckpointError::Malformed)?;
+        let mut lines: Vec<&str> = note.lines().filter(|line| line.starts_with("— ")).collect();
+        let signatures = lines.len();
+        lines.sort_unstable();
+        lines.dedup();
+        if lines.len() != signatures {
+            // The same note in another form: one text, one form.
+            return Err(CheckpointError::Malformed);
+        }
         parsed
             .verify(&VerifierList::new(vec![Box::new(verifier)]))
             .map_err(|_| CheckpointError::BadSignature(self.name.clone()))?;
@@ -330,6 +338,8 @@ mod tests {
             let Ok(changed) = String::from_utf8(bytes) else { continue };
             assert!(Checkpoint::open(&changed, key.verifying_key()).is_err(), "byte {at}");
         }
+        let twice = format!("{note}{}\n", note.lines().last().unwrap());
+        assert!(Checkpoint::open(&twice, key.verifying_key()).is_err());
         let (other, _) = CheckpointKey::generate("log/a").unwrap();
         assert!(matches!(
             Checkpoint::open(&note, other.verifying_key()),

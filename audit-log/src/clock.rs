@@ -16,6 +16,8 @@ const STEP_MS_MIN: i64 = 1_000;
 /// Gives each record its time.
 pub(crate) struct Clock {
     last_at_ms: i64,
+    /// Whether the clock was compared with the end of the log before.
+    compared: bool,
     /// A moment at which both clocks were read.
     set_ms: i64,
     set: Instant,
@@ -24,7 +26,7 @@ pub(crate) struct Clock {
 impl Clock {
     /// A clock that never gives a time before `last_at_ms`, Unix milliseconds.
     pub(crate) fn new(last_at_ms: i64) -> Self {
-        Self { last_at_ms, set_ms: now_ms(), set: Instant::now() }
+        Self { last_at_ms, compared: false, set_ms: now_ms(), set: Instant::now() }
     }
 
     /// The time of a record of now, and the event that says if the clock was set.
@@ -47,8 +49,15 @@ impl Clock {
             self.set = now;
             Event::ClockStepped { clock: encoding::at_text(clock_ms), by_ms }
         });
+        let behind_ms = self.last_at_ms.saturating_sub(clock_ms);
+        let was_set_back = !self.compared && behind_ms >= STEP_MS_MIN;
+        self.compared = true;
         self.last_at_ms = self.last_at_ms.max(clock_ms);
-        (self.last_at_ms, step)
+        let set_back = was_set_back.then(|| Event::ClockStepped {
+            clock: encoding::at_text(clock_ms),
+            by_ms: behind_ms.saturating_neg(),
+        });
+        (self.last_at_ms, step.or(set_back))
     }
 }
 
@@ -91,6 +100,9 @@ mod tests {
     fn drift_is_no_step_and_the_log_before_is_never_undercut() {
         let mut clock = Clock::new(i64::MAX - 1);
         let (start, base) = (clock.set, clock.set_ms);
-        assert_eq!(clock.take(base + 900, start), (i64::MAX - 1, None));
+        let (at, step) = clock.take(base + 900, start);
+        assert_eq!(at, i64::MAX - 1);
+        assert!(matches!(step, Some(Event::ClockStepped { by_ms: ..-1_000, .. })), "told once");
+        assert_eq!(clock.take(base + 901, start), (i64::MAX - 1, None));
     }
 }

@@ -215,6 +215,7 @@ pub(crate) fn sample(n: u64) -> Event {
             client_addr: "192.0.2.7:50000".into(),
         },
         1 | 3 | 5 => Event::Completion {
+            reasons: Vec::new(),
             request_id,
             status: 200,
             bytes_sent: n * 100,

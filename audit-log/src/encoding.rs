@@ -394,6 +394,23 @@ impl Tombstone {
     }
 }
 
+/// Whether a loss of power left a hole: sectors do not reach the disk in the order they were
+/// written, and one that did not reads as zeros.
+pub(crate) fn has_hole(line: &[u8]) -> bool {
+    let mut zeros = 0;
+    line.iter().any(|byte| {
+        zeros = if *byte == 0 { zeros + 1 } else { 0 };
+        zeros >= SECTOR_BYTES
+    })
+}
+
+/// Whether nothing but zeros follows from some byte on.
+pub(crate) fn ends_in_zeros(line: &[u8]) -> bool {
+    let from = line.iter().position(|byte| *byte == 0).unwrap_or(line.len());
+    from < line.len() && line.iter().skip(from).all(|byte| *byte == 0)
+}
+
+const SECTOR_BYTES: usize = 512;
 const TOMBSTONE_FORMAT: &str = "sekisho-audit-tombstone/2";
 pub(crate) const HASH_KEY: &[u8] = b",\"hash\":\"";
 const AT_LENGTH: usize = 24;

@@ -145,6 +145,10 @@ pub enum Event {
         duration_us: u64,
         /// `complete`, or in a word why not.
         outcome: String,
+        /// Stable reason codes, when a permitted request was refused after all: the facts had moved
+        /// before its answer left, or the hub's own rows said no.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        reasons: Vec<String>,
     },
     /// A connection was refused before any request.
     HandshakeFailed {
@@ -326,6 +330,18 @@ pub struct Entry {
     pub event: Event,
     /// RFC 6962 leaf hash of the record, lower-case hex: what the next record names as `prev`.
     pub hash: String,
+}
+
+/// A request id for work that no request brings along (an operator's command, a start-up task), so
+/// that its intent, effects and outcome find each other: 24 lower-case hex digits, random.
+pub fn work_id() -> String {
+    let mut id = [0; 12];
+    // Without randomness the time alone tells one piece of work from another.
+    if aws_lc_rs::rand::fill(&mut id).is_err() {
+        let now = crate::clock::now_ms().to_be_bytes();
+        id.iter_mut().zip(now).for_each(|(byte, part)| *byte = part);
+    }
+    hex::encode(id)
 }
 
 /// Turns an insured person's key into a name that only the holder of the key can trace back.

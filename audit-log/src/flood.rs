@@ -2,11 +2,14 @@
 //!
 //! Up to N refusals a minute and party (certificate, or address of a failed handshake) are recorded
 //! one by one. What is beyond goes into one [`Event::Aggregated`] a party, written every
-//! [`FLUSH_INTERVAL`]. Counts are exact; a kill of the process loses those of one interval at most.
+//! [`FLUSH_INTERVAL`] ([`FLUSH_INTERVAL_LOW`] while the disk has no room for refusals). Counts are
+//! exact; a kill of the process loses those of one interval at most.
 //!
 //! Limits, so that many parties together can not fill the log or the memory either:
 //! [`PARTIES_MAX`] are counted apart, the rest as `others`; of all parties together
-//! [`PARTIES_WRITTEN_FACTOR`] × N a minute are recorded one by one.
+//! [`PARTIES_WRITTEN_FACTOR`] × N a minute and [`WRITTEN_A_DAY_MAX`] a day are recorded one by one,
+//! denials and handshakes apart; [`INSURED_COUNTED_MAX`] persons are counted by pseudonym, the rest
+//! by number.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,25 +20,46 @@ use crate::entry::Event;
 
 /// How long counts wait before they are written.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
+/// How long they wait while the disk has no room for refusals.
+pub const FLUSH_INTERVAL_LOW: Duration = Duration::from_secs(3600);
 /// Parties whose refusals are counted apart.
 pub const PARTIES_MAX: usize = 1_000;
 /// How many times the limit of one party all parties together may have recorded one by one.
 pub const PARTIES_WRITTEN_FACTOR: u32 = 100;
-/// Insured persons that an aggregated record names.
+/// Refusals of one kind that are recorded one by one a day.
+pub const WRITTEN_A_DAY_MAX: u32 = 500_000;
+/// Insured persons that one aggregated record names; a party with more gets several records.
 pub const INSURED_NAMED_MAX: usize = 200;
+/// Insured persons that are counted apart for all parties together.
+pub const INSURED_COUNTED_MAX: usize = 100_000;
 
 const DENIALS: &str = "denials";
 const HANDSHAKE_FAILURES: &str = "handshake_failures";
 const OTHERS: &str = "others";
 const MINUTE_MS: i64 = 60_000;
+const DAY_MS: i64 = 24 * 60 * MINUTE_MS;
 
 /// Decides which refusals are written and counts the others.
 pub(crate) struct Flood {
     per_minute_max: u32,
     minute: i64,
-    written: u32,
+    day: i64,
+    denials: Written,
+    handshake_failures: Written,
     written_by: HashMap<Party, u32>,
     counted: BTreeMap<Party, Counts>,
+    /// Persons in `counted`, of all parties together.
+    insured: usize,
+}
+
+/// What was written one by one of one kind. Each kind has its own limits: who has no certificate
+/// can not hide the denials of one who has.
+#[derive(Default)]
+struct Written {
+    this_minute: u32,
+    today: u32,
+    /// Parties in what was counted.
+    parties: usize,
 }
 
 /// What is counted apart: the kind of refusal and whose it is.
@@ -55,9 +79,12 @@ impl Flood {
         Self {
             per_minute_max,
             minute: 0,
-            written: 0,
+            day: 0,
+            denials: Written::default(),
+            handshake_failures: Written::default(),
             written_by: HashMap::new(),
             counted: BTreeMap::new(),
+            insured: 0,
         }
     }
 
@@ -68,8 +95,15 @@ impl Flood {
         let minute = at_ms.div_euclid(MINUTE_MS);
         if minute != self.minute {
             self.minute = minute;
-            self.written = 0;
+            self.denials.this_minute = 0;
+            self.handshake_failures.this_minute = 0;
             self.written_by.clear();
+        }
+        let day = at_ms.div_euclid(DAY_MS);
+        if day != self.day {
+            self.day = day;
+            self.denials.today = 0;
+            self.handshake_failures.today = 0;
         }
         if room && self.has_turn(&party) {
             return true;
@@ -81,23 +115,41 @@ impl Flood {
     fn has_turn(&mut self, party: &Party) -> bool {
         let in_all_max = self.per_minute_max.saturating_mul(PARTIES_WRITTEN_FACTOR);
         let by_party = self.written_by.get(party).copied().unwrap_or(0);
-        if self.written >= in_all_max || by_party >= self.per_minute_max {
+        let written =
+            if party.0 == DENIALS { &mut self.denials } else { &mut self.handshake_failures };
+        if written.this_minute >= in_all_max
+            || written.today >= WRITTEN_A_DAY_MAX
+            || by_party >= self.per_minute_max
+        {
             return false;
         }
-        self.written += 1;
+        written.this_minute += 1;
+        written.today += 1;
         self.written_by.insert(party.clone(), by_party + 1);
         true
     }
 
+    /// Counts a refusal that could not be written after all.
+    pub(crate) fn recount(&mut self, event: &Event, at_ms: i64) {
+        if let Some(party) = party(event) {
+            self.count(party, event, at_ms);
+        }
+    }
+
     fn count(&mut self, party: Party, event: &Event, at_ms: i64) {
+        let kind =
+            if party.0 == DENIALS { &mut self.denials } else { &mut self.handshake_failures };
         let known = self.counted.contains_key(&party);
-        let party = if known || self.counted.len() < PARTIES_MAX {
+        let party = if known || kind.parties < PARTIES_MAX {
+            kind.parties += usize::from(!known);
             party
         } else {
             (party.0, OTHERS.to_owned())
         };
         let counts = self.counted.entry(party).or_insert_with(|| Counts::new(at_ms));
-        counts.add(event, at_ms);
+        let before = counts.insured.len();
+        counts.add(event, at_ms, self.insured < INSURED_COUNTED_MAX);
+        self.insured += counts.insured.len() - before;
     }
 
     /// Whether something was counted and not taken.
@@ -107,24 +159,13 @@ impl Flood {
 
     /// Takes everything counted, as events to be written.
     pub(crate) fn take(&mut self) -> Vec<Event> {
+        self.insured = 0;
+        self.denials.parties = 0;
+        self.handshake_failures.parties = 0;
         std::mem::take(&mut self.counted)
             .into_iter()
-            .map(|((what, party), counts)| counts.event(what, party))
+            .flat_map(|((what, party), counts)| counts.events(what, &party))
             .collect()
-    }
-
-    /// Counts again what was taken and could not be written.
-    pub(crate) fn put_back(&mut self, events: Vec<Event>) {
-        for event in events {
-            let Event::Aggregated { what, party, .. } = &event else { continue };
-            let what = if what == DENIALS { DENIALS } else { HANDSHAKE_FAILURES };
-            let party = (what, party.clone());
-            let Some(counts) = Counts::of(event) else { continue };
-            match self.counted.get_mut(&party) {
-                Some(known) => known.merge(counts),
-                None => drop(self.counted.insert(party, counts)),
-            }
-        }
     }
 }
 
@@ -140,7 +181,7 @@ impl Counts {
         }
     }
 
-    fn add(&mut self, event: &Event, at_ms: i64) {
+    fn add(&mut self, event: &Event, at_ms: i64, more_insured: bool) {
         self.until_ms = self.until_ms.max(at_ms);
         self.count += 1;
         match event {
@@ -149,7 +190,7 @@ impl Counts {
                     *self.reasons.entry(reason.clone()).or_default() += 1;
                 }
                 if let Some(insured) = &object.insured {
-                    self.add_insured(insured, 1);
+                    self.add_insured(insured, 1, more_insured);
                 }
             }
             Event::HandshakeFailed { reason, .. } => {
@@ -171,51 +212,47 @@ impl Counts {
         }
     }
 
-    fn add_insured(&mut self, insured: &str, count: u64) {
+    fn add_insured(&mut self, insured: &str, count: u64, more: bool) {
         if let Some(known) = self.insured.get_mut(insured) {
             *known += count;
-        } else if self.insured.len() < INSURED_NAMED_MAX {
+        } else if more {
             self.insured.insert(insured.to_owned(), count);
         } else {
             self.insured_not_named += count;
         }
     }
 
-    fn merge(&mut self, other: Self) {
-        self.from_ms = self.from_ms.min(other.from_ms);
-        self.until_ms = self.until_ms.max(other.until_ms);
-        self.count += other.count;
-        for (reason, count) in other.reasons {
-            *self.reasons.entry(reason).or_default() += count;
-        }
-        for (insured, count) in other.insured {
-            self.add_insured(&insured, count);
-        }
-        self.insured_not_named += other.insured_not_named;
-    }
-
-    fn event(self, what: &str, party: String) -> Event {
-        Event::Aggregated {
+    /// One record, or several when there are more persons than one record names: the first bears
+    /// whatever is not a named person's, each further one the counts of its own persons.
+    fn events(self, what: &str, party: &str) -> Vec<Event> {
+        let named: Vec<(String, u64)> = self.insured.into_iter().collect();
+        let mut parts = named.chunks(INSURED_NAMED_MAX).map(|part| part.iter().cloned().collect());
+        let first: BTreeMap<String, u64> = parts.next().unwrap_or_default();
+        let rest: Vec<BTreeMap<String, u64>> = parts.collect();
+        let in_rest: u64 = rest.iter().flat_map(BTreeMap::values).sum();
+        let record = |count, reasons, insured, insured_not_named| Event::Aggregated {
             what: what.to_owned(),
-            party,
+            party: party.to_owned(),
             from: encoding::at_text(self.from_ms),
             until: encoding::at_text(self.until_ms),
-            count: self.count,
-            reasons: self.reasons,
-            insured: self.insured,
-            insured_not_named: self.insured_not_named,
-        }
-    }
-
-    fn of(event: Event) -> Option<Self> {
-        let Event::Aggregated { from, until, count, reasons, insured, insured_not_named, .. } =
-            event
-        else {
-            return None;
+            count,
+            reasons,
+            insured,
+            insured_not_named,
         };
-        let from_ms = encoding::at_unix_ms(&from)?;
-        let until_ms = encoding::at_unix_ms(&until)?;
-        Some(Self { from_ms, until_ms, count, reasons, insured, insured_not_named })
+        // Which person's denial had which reason is known when there is only one reason.
+        let only = (self.reasons.len() == 1).then(|| self.reasons.keys().next().cloned()).flatten();
+        let mut reasons = self.reasons;
+        if only.is_some() {
+            reasons.values_mut().for_each(|count| *count = count.saturating_sub(in_rest));
+        }
+        let first = record(self.count - in_rest, reasons, first, self.insured_not_named);
+        let further = rest.into_iter().map(|insured| {
+            let count = insured.values().sum();
+            let reasons = only.iter().map(|reason| (reason.clone(), count)).collect();
+            record(count, reasons, insured, 0)
+        });
+        std::iter::once(first).chain(further).collect()
     }
 }
 
@@ -303,11 +340,6 @@ mod tests {
         assert_eq!(reasons.values().collect::<Vec<_>>(), [&7, &7]);
         assert_eq!(insured.get("p"), Some(&7));
         assert!(!flood.is_counting());
-        // What could not be written is counted on.
-        assert!(!flood.admits(&denial("office/1", "q"), 2, true));
-        flood.put_back(events);
-        let [Event::Aggregated { count, insured, .. }] = &flood.take()[..] else { panic!() };
-        assert_eq!((*count, insured.len()), (8, 2));
         // The next minute begins anew.
         assert!(flood.admits(&denial("office/1", "p"), 60_001, true));
     }
@@ -350,14 +382,51 @@ mod tests {
     }
 
     #[test]
-    fn persons_beyond_the_named_ones_are_counted() {
-        let mut flood = Flood::new(0);
-        for person in 0..INSURED_NAMED_MAX + 5 {
-            flood.admits(&denial("office/1", &person.to_string()), 1, true);
+    fn failed_handshakes_do_not_hide_whose_denials_there_were() {
+        let mut flood = Flood::new(1);
+        for number in 0..3 * PARTIES_MAX {
+            let address = format!("[2001:db8:{:x}:{:x}::1]:1", number >> 8, number & 0xff);
+            flood.admits(&failure(&address), 1, true);
         }
-        let [Event::Aggregated { insured, insured_not_named, .. }] = &flood.take()[..] else {
-            panic!()
-        };
-        assert_eq!((insured.len(), *insured_not_named), (INSURED_NAMED_MAX, 5));
+        assert!(flood.admits(&denial("office/spy", "p"), 1, true), "one by one");
+        assert!(!flood.admits(&denial("office/spy", "p"), 1, true));
+        let spy = |event: &Event| matches!(event, Event::Aggregated { party, count: 1, .. } if party == "office/spy");
+        assert!(flood.take().iter().any(spy));
+    }
+
+    #[test]
+    fn many_persons_are_named_in_several_records_whose_counts_sum_up() {
+        let mut flood = Flood::new(0);
+        let persons = 2 * INSURED_NAMED_MAX + 5;
+        for number in 0..2 * persons {
+            flood.admits(&denial("office/1", &(number % persons).to_string()), 1, true);
+        }
+        let parts = flood.take();
+        assert_eq!(parts.len(), 3);
+        let (mut sum, mut named) = (0, BTreeMap::new());
+        for part in &parts {
+            let Event::Aggregated { count, insured, insured_not_named: 0, .. } = part else {
+                panic!("{part:?}");
+            };
+            assert!(insured.len() <= INSURED_NAMED_MAX);
+            sum += count;
+            named.extend(insured.clone());
+        }
+        assert_eq!((sum, named.len()), (2 * persons as u64, persons));
+        assert!(named.values().all(|count| *count == 2));
+    }
+
+    #[test]
+    fn persons_beyond_the_limit_of_all_are_counted_without_a_name() {
+        let mut flood = Flood::new(0);
+        for number in 0..INSURED_COUNTED_MAX + 5 {
+            flood.admits(&denial("office/1", &number.to_string()), 1, true);
+        }
+        let mut not_named = 0;
+        for part in flood.take() {
+            let Event::Aggregated { insured_not_named, .. } = part else { continue };
+            not_named += insured_not_named;
+        }
+        assert_eq!(not_named, 5);
     }
 }

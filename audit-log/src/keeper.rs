@@ -18,9 +18,10 @@ use std::io::{self, BufRead, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tlog_tiles::Hash;
 
@@ -33,6 +34,8 @@ use crate::log::{Error, Options, Shared, encode};
 use crate::segment::{replace, sync_dir};
 use crate::tree::Frontier;
 
+/// Default of [`Options::retention_grace`].
+pub const RETENTION_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// How often the retention is looked at when no segment is closed.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -48,6 +51,7 @@ pub(crate) enum Told {
 /// each second, and one for segments, which take their time.
 pub(crate) struct Keeper {
     told: Sender<Told>,
+    stopping: Arc<AtomicBool>,
     threads: [JoinHandle<()>; 2],
 }
 
@@ -57,14 +61,17 @@ impl Keeper {
         let (told, hears) = channel();
         let (closed, is_told) = channel();
         let show = dir.to_owned();
-        let keeping = Keeping { dir: dir.to_owned(), options, shared };
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&stopping);
+        let dir_kept = dir.to_owned();
+        let mut keeping = Keeping { dir: dir_kept, options, shared, stopping: stop, expired: None };
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
             thread.map_err(|source| Error::io("start the keeper of", dir, source))
         };
         let heads = start("audit-head", Box::new(move || show_heads(&show, &hears, &closed)))?;
         let segments = start("audit-keeper", Box::new(move || keeping.run(&is_told)))?;
-        Ok(Self { told, threads: [heads, segments] })
+        Ok(Self { told, stopping, threads: [heads, segments] })
     }
 
     /// Where the writer says what it did.
@@ -74,6 +81,7 @@ impl Keeper {
 
     /// Ends it after the segment it is at. The writer must have ended before.
     pub(crate) fn stop(self) {
+        self.stopping.store(true, Ordering::Relaxed);
         drop(self.told);
         for thread in self.threads {
             // What it did not finish is taken up at the next start.
@@ -108,6 +116,9 @@ struct Keeping {
     dir: PathBuf,
     options: Options,
     shared: Arc<Shared>,
+    stopping: Arc<AtomicBool>,
+    /// The last segment that was expired at an earlier look, and when that was.
+    expired: Option<(u64, Instant)>,
 }
 
 /// Why a closed segment can not be looked after.
@@ -135,7 +146,7 @@ enum KeepError {
 }
 
 impl Keeping {
-    fn run(&self, closed: &Receiver<Closed>) {
+    fn run(&mut self, closed: &Receiver<Closed>) {
         loop {
             self.attend();
             match closed.recv_timeout(RETENTION_INTERVAL) {
@@ -146,7 +157,7 @@ impl Keeping {
         }
     }
 
-    fn attend(&self) {
+    fn attend(&mut self) {
         for result in [self.expire(), self.compress_closed(), self.index_closed()] {
             if let Err(error) = result {
                 let error: &dyn std::error::Error = &error;
@@ -175,12 +186,14 @@ impl Keeping {
     }
 
     fn compress_closed(&self) -> Result<(), KeepError> {
+        let mut result = Ok(());
         for (number, path) in self.closed()? {
-            if !encoding::is_compressed(&path) {
-                self.compress(number, &path)?;
+            if !encoding::is_compressed(&path) && !self.is_stopping() {
+                // One that can not be compressed does not hold up the others.
+                result = self.compress(number, &path).and(result);
             }
         }
-        Ok(())
+        result
     }
 
     fn compress(&self, number: u64, plain: &Path) -> Result<(), KeepError> {
@@ -202,16 +215,25 @@ impl Keeping {
     }
 
     fn index_closed(&self) -> Result<(), KeepError> {
+        let mut result = Ok(());
         for (number, _) in self.closed()? {
-            if !self.dir.join(encoding::index_name(number)).exists() {
-                index::build_index(&self.dir, number)?;
+            let is_there = self.dir.join(encoding::index_name(number)).exists();
+            if !is_there && !self.is_stopping() {
+                result = index::build_index(&self.dir, number).map_err(KeepError::from).and(result);
             }
         }
-        Ok(())
+        result
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Deletes the segments whose last record is older than the retention.
-    fn expire(&self) -> Result<(), KeepError> {
+    ///
+    /// A clock that is wrong for a moment must not cost the log: only what was expired at a look
+    /// [`Options::retention_grace`] ago too is deleted.
+    fn expire(&mut self) -> Result<(), KeepError> {
         let retention_ms = i64::try_from(self.options.retention.as_millis()).unwrap_or(i64::MAX);
         let before = encoding::at_text(now_ms().saturating_sub(retention_ms));
         let segments = self.segments()?;
@@ -225,10 +247,33 @@ impl Keeping {
             }
             expired = Some((at, header));
         }
+        let last = expired.as_ref().and_then(|(count, _)| segments.get(count - 1));
+        if !self.is_ripe(last.map(|(number, _)| *number)) {
+            return self.remove_buried();
+        }
         if let Some((count, next)) = expired {
             self.bury(segments.get(..count).unwrap_or_default(), &next)?;
         }
         self.remove_buried()
+    }
+
+    /// Whether something is expired now and was at a look long enough ago.
+    fn is_ripe(&mut self, expired: Option<u64>) -> bool {
+        let Some(through) = expired else {
+            self.expired = None;
+            return false;
+        };
+        match self.expired {
+            Some((_, since)) if since.elapsed() >= self.options.retention_grace => {
+                self.expired = None;
+                true
+            }
+            Some(_) => false,
+            None => {
+                self.expired = Some((through, Instant::now()));
+                self.options.retention_grace.is_zero()
+            }
+        }
     }
 
     /// Signs that the records before the segment of header `next` are deleted, and deletes them.
@@ -272,8 +317,9 @@ impl Keeping {
         Ok(())
     }
 
-    /// The tree at the end of a segment, if the checkpoint at its end was signed by our key over
-    /// what the segment holds.
+    /// The tree at the end of a segment, if every checkpoint in it was signed by our key over what is
+    /// before it. After a failure a segment ends without one; then its end is the writer's own word,
+    /// which the next header must repeat.
     fn sound_end(&self, path: &Path) -> Result<Frontier, KeepError> {
         let not_sound = || KeepError::NotSound(path.to_owned());
         let io = |source| self.io("read", path, source);
@@ -285,24 +331,18 @@ impl Keeping {
         let mut reader = encoding::open_segment(path).map_err(io)?;
         let mut line = Vec::new();
         encoding::read_line(&mut reader, &mut line).map_err(io)?;
-        let mut covered = None;
         while encoding::read_line(&mut reader, &mut line).map_err(io)? > 0 {
             let whole = line.strip_suffix(b"\n").ok_or_else(not_sound)?;
             let (text, _) = encoding::split_hash(whole).ok_or_else(not_sound)?;
             let record = encoding::parse_record(whole).ok_or_else(not_sound)?;
-            covered = None;
             if let Ok(Event::Checkpoint { note }) = serde_json::from_slice(record.event) {
                 let key = self.options.key.verifying_key();
                 let checkpoint = Checkpoint::open(&note, key).map_err(|_| not_sound())?;
-                covered =
-                    Some(checkpoint.size() == tree.size() && checkpoint.hash() == tree.root());
+                if checkpoint.size() != tree.size() || checkpoint.hash() != tree.root() {
+                    return Err(not_sound());
+                }
             }
             tree.push(tlog_tiles::record_hash(text));
-        }
-        // Without a checkpoint as its last record (closed after a failure), the next header's tree
-        // is the writer's own word for it.
-        if covered == Some(false) {
-            return Err(not_sound());
         }
         Ok(tree)
     }
@@ -318,7 +358,7 @@ impl Keeping {
             .and_then(|text| Tombstone::parse(std::str::from_utf8(&text).ok()?));
         let tombstone = tombstone.ok_or(KeepError::NotSound(path))?;
         let mut removed = false;
-        for (number, _) in self.segments()? {
+        for (number, _) in self.closed()? {
             if number > tombstone.through_segment {
                 break;
             }

@@ -48,14 +48,17 @@ pub use checkpoint::{
     CHECKPOINT_BYTES_MAX, Checkpoint, CheckpointError, CheckpointKey, VerifyingKey,
     latest_checkpoint,
 };
-pub use entry::{ALLOW, Actor, DENY, Entry, Event, Object, Pseudonym};
-pub use flood::{FLUSH_INTERVAL, INSURED_NAMED_MAX, PARTIES_MAX, PARTIES_WRITTEN_FACTOR};
+pub use entry::{ALLOW, Actor, DENY, Entry, Event, Object, Pseudonym, work_id};
+pub use flood::{
+    FLUSH_INTERVAL, FLUSH_INTERVAL_LOW, INSURED_COUNTED_MAX, INSURED_NAMED_MAX, PARTIES_MAX,
+    PARTIES_WRITTEN_FACTOR, WRITTEN_A_DAY_MAX,
+};
 pub use index::rebuild_index;
-pub use keeper::RETENTION_INTERVAL;
+pub use keeper::{RETENTION_GRACE, RETENTION_INTERVAL};
 pub use log::{
-    AuditLog, DISK_RESERVE_BYTES, Durability, Error, Options, PERMIT_RESERVE_BYTES,
-    QUEUE_BYTES_MAX, REOPEN_INTERVAL, RETENTION, Receipt, SEGMENT_BYTES_MAX, SYNC_INTERVAL,
-    UNSYNCED_RECORDS_MAX,
+    ASYNC_QUEUE_BYTES_MAX, AuditLog, DISK_RESERVE_BYTES, Durability, Error, Options,
+    PERMIT_RESERVE_BYTES, QUEUE_BYTES_MAX, REOPEN_INTERVAL, RETENTION, Receipt, SEGMENT_BYTES_MAX,
+    SYNC_INTERVAL, UNSYNCED_RECORDS_MAX,
 };
 pub use metrics::Metrics;
 pub use prove::{

@@ -16,8 +16,8 @@
 //! last [`PERMIT_RESERVE_BYTES`] of the disk are not for them.
 //!
 //! Limits: [`QUEUE_BYTES_MAX`], [`DISK_RESERVE_BYTES`], [`crate::encoding::EVENT_BYTES_MAX`]; with
-//! [`Durability::Async`] at most [`UNSYNCED_RECORDS_MAX`] records or [`SYNC_INTERVAL`] can be lost
-//! by a loss of power.
+//! [`Durability::Async`] at most [`UNSYNCED_RECORDS_MAX`] written records or [`SYNC_INTERVAL`], and
+//! [`ASYNC_QUEUE_BYTES_MAX`] of queued ones when the disk stalls, can be lost.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,13 +32,15 @@ use crate::clock::Clock;
 use crate::encoding::EVENT_BYTES_MAX;
 use crate::entry::Event;
 use crate::flood::Flood;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, RETENTION_GRACE};
 use crate::metrics::Metrics;
 use crate::segment::Disk;
 use crate::writer::Writer;
 
 /// Most bytes of events that may wait for the disk; beyond it an append is refused.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// As [`QUEUE_BYTES_MAX`], with [`Durability::Async`]: what may be lost beside what is unsynced.
+pub const ASYNC_QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Free bytes the file system must keep; below it the log counts as unavailable.
 pub const DISK_RESERVE_BYTES: u64 = 64 * 1024 * 1024;
 /// Free bytes above the reserve that only permits and completed work may use; refusals are only
@@ -105,6 +107,18 @@ pub enum Error {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The log is not the one that its signed files tell of.
+    #[error(
+        "audit log `{}`: {what}; run `sekisho audit verify`, keep this folder as evidence and start \
+         with a new one",
+        dir.display()
+    )]
+    NotWhatItWas {
+        /// The folder.
+        dir: PathBuf,
+        /// What does not fit.
+        what: String,
+    },
     /// The log can not be written at the moment; it recovers by itself when the cause is gone.
     #[error("audit log is unavailable: {reason}")]
     Unavailable {
@@ -159,6 +173,9 @@ pub struct Options {
     pub checkpoint_records_max: u64,
     /// How long whole segments are kept after their last record.
     pub retention: Duration,
+    /// How long segments must have been expired before they are deleted, by the monotonic clock: a
+    /// system clock that is wrong for a moment costs nothing. It begins anew at each start.
+    pub retention_grace: Duration,
     /// Refusals a minute and party that are recorded one by one; more are counted.
     pub refusals_per_minute_max: u32,
 }
@@ -175,6 +192,7 @@ impl Options {
             checkpoint_interval: Duration::from_secs(1),
             checkpoint_records_max: 8192,
             retention: RETENTION,
+            retention_grace: RETENTION_GRACE,
             refusals_per_minute_max: 60,
         }
     }
@@ -194,7 +212,7 @@ impl AuditLog {
     ///
     /// # Errors
     /// [`Error::Locked`], [`Error::BadSource`], [`Error::OtherSource`], [`Error::Damaged`],
-    /// [`Error::Io`], [`Error::Metrics`].
+    /// [`Error::NotWhatItWas`], [`Error::Io`], [`Error::Metrics`].
     pub fn open(dir: &Path, options: Options) -> Result<Self, Error> {
         Self::open_on(Disk::real(), dir, options)
     }
@@ -231,7 +249,14 @@ impl AuditLog {
             return Ok(Receipt { waiting: None, counted: true });
         }
         let json = encode(event)?;
-        shared.push(json, event.is_refusal())
+        match shared.push(json, event.is_refusal()) {
+            // Nobody waits for a refusal's record, so it is counted and not lost.
+            Err(Error::Unavailable { .. }) if event.is_refusal() && !shared.is_closed() => {
+                shared.recount(event);
+                Ok(Receipt { waiting: None, counted: true })
+            }
+            pushed => pushed,
+        }
     }
 
     /// Whether the log could be written when it was last tried.
@@ -319,6 +344,7 @@ pub(crate) struct Queued {
     /// Given by the writer when it composes the record; 0 before.
     pub(crate) number: u64,
     pub(crate) at_ms: i64,
+    pub(crate) is_refusal: bool,
     pub(crate) json: Vec<u8>,
     pub(crate) appended: Instant,
     pub(crate) waiter: Option<oneshot::Sender<Committed>>,
@@ -355,6 +381,8 @@ struct Queue {
     clock: Clock,
     /// Why appends are refused, while they are.
     unavailable: Option<Arc<str>>,
+    /// Appends that were refused since that was last told; refusals, which are counted, aside.
+    refused: u64,
     closed: bool,
 }
 
@@ -365,6 +393,7 @@ impl Shared {
             bytes: 0,
             clock: Clock::new(last_at_ms),
             unavailable: None,
+            refused: 0,
             closed: false,
         };
         metrics.available.set(1);
@@ -400,7 +429,8 @@ impl Shared {
 
     pub(crate) fn push(&self, json: Vec<u8>, is_refusal: bool) -> Result<Receipt, Error> {
         let mut queue = self.lock();
-        if let Some(reason) = queue.refusal(json.len(), is_refusal) {
+        if let Some(reason) = queue.refusal(json.len(), is_refusal, self.durability) {
+            queue.refused += u64::from(!is_refusal);
             drop(queue);
             self.metrics.records_refused.inc();
             return Err(Error::Unavailable { reason });
@@ -408,7 +438,7 @@ impl Shared {
         let (at_ms, step) = queue.clock.read();
         if let Some(step) = step.and_then(|step| encode(&step).ok()) {
             tracing::warn!("audit log: the system's clock was set");
-            queue.put(at_ms, step, None);
+            queue.put(at_ms, step, false, None);
         }
         let (waiter, waiting) = match self.durability {
             Durability::BeforeResponse => {
@@ -417,7 +447,7 @@ impl Shared {
             }
             Durability::Async => (None, None),
         };
-        queue.put(at_ms, json, waiter);
+        queue.put(at_ms, json, is_refusal, waiter);
         self.metrics.queue_records.set(i64::try_from(queue.records.len()).unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(i64::try_from(queue.bytes).unwrap_or(i64::MAX));
         drop(queue);
@@ -477,14 +507,24 @@ impl Shared {
         self.room.load(Ordering::Relaxed)
     }
 
+    fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    /// Counts a refusal that could not be written.
+    pub(crate) fn recount(&self, event: &Event) {
+        self.metrics.refusals_counted.inc();
+        self.flood().recount(event, crate::clock::now_ms());
+    }
+
+    /// Takes the number of appends that were refused since it was last taken.
+    pub(crate) fn take_refused(&self) -> u64 {
+        std::mem::take(&mut self.lock().refused)
+    }
+
     /// Takes what was counted.
     pub(crate) fn take_counted(&self) -> Vec<Event> {
         self.flood().take()
-    }
-
-    /// Gives back what was taken and could not be written.
-    pub(crate) fn put_back(&self, counted: Vec<Event>) {
-        self.flood().put_back(counted);
     }
 
     /// Refuses appends from now on, and hands back what is queued so that it can be failed too.
@@ -512,14 +552,25 @@ impl Shared {
 }
 
 impl Queue {
-    fn put(&mut self, at_ms: i64, json: Vec<u8>, waiter: Option<oneshot::Sender<Committed>>) {
+    fn put(
+        &mut self,
+        at_ms: i64,
+        json: Vec<u8>,
+        is_refusal: bool,
+        waiter: Option<oneshot::Sender<Committed>>,
+    ) {
         self.bytes += json.len() + RECORD_OVERHEAD_BYTES;
-        self.records.push(Queued { number: 0, at_ms, json, appended: Instant::now(), waiter });
+        let appended = Instant::now();
+        self.records.push(Queued { number: 0, at_ms, is_refusal, json, appended, waiter });
     }
 
     /// Why an event of `bytes` can not be taken.
-    fn refusal(&self, bytes: usize, is_refusal: bool) -> Option<Arc<str>> {
-        let bytes_max = if is_refusal { QUEUE_BYTES_MAX / 2 } else { QUEUE_BYTES_MAX };
+    fn refusal(&self, bytes: usize, is_refusal: bool, durability: Durability) -> Option<Arc<str>> {
+        let bytes_max = match durability {
+            Durability::BeforeResponse => QUEUE_BYTES_MAX,
+            Durability::Async => ASYNC_QUEUE_BYTES_MAX,
+        };
+        let bytes_max = if is_refusal { bytes_max / 2 } else { bytes_max };
         if self.closed {
             Some(STOPPED.into())
         } else if self.unavailable.is_some() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder};
 
 /// The metrics of one open log.
 #[derive(Debug, Clone)]
@@ -103,6 +103,14 @@ impl Metrics {
         registry.register(Box::new(self.clone()))
     }
 
+    /// The text exposition format, for a program that has no other metrics.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Encoding into memory fails only for an empty metric family, which is then left out.
+        let _ = TextEncoder::new().encode_utf8(&self.collect(), &mut text);
+        text
+    }
+
     /// A record was written that no checkpoint covers.
     pub(crate) fn uncovered(&self, since: Instant) {
         self.heads().uncovered_since.get_or_insert(since);
@@ -153,7 +161,7 @@ impl Collector for Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prometheus::{Encoder, TextEncoder};
+    use prometheus::Encoder;
 
     #[test]
     fn ages_are_those_of_the_moment_they_are_asked_for() {
@@ -169,6 +177,7 @@ mod tests {
         metrics.uncovered(Instant::now());
         metrics.checkpointed();
         let after = text();
+        assert!(metrics.text().contains("sekisho_audit_append_seconds_count 0"));
         assert!(!after.contains("sekisho_audit_checkpoint_age_seconds -1"), "{after}");
         assert!(after.contains("sekisho_audit_uncovered_seconds 0\n"), "{after}");
     }

@@ -107,7 +107,7 @@ impl SegmentLines {
             return Ok(true);
         }
         // A loss of power can leave any number of zeros behind.
-        let torn = length < LINE_BYTES_MAX || line.iter().all(|byte| *byte == 0);
+        let torn = length < LINE_BYTES_MAX || encoding::ends_in_zeros(line);
         if length == 0 || (last && torn) {
             return Ok(false);
         }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tlog_tiles::Hash;
 
+use crate::checkpoint::{Checkpoint, CheckpointError, VerifyingKey, latest_checkpoint};
 use crate::encoding::{self, FORMAT, GENESIS, Header, HexHash};
 use crate::entry::{ALLOW, Event};
 use crate::log::Error;
@@ -178,10 +179,20 @@ pub(crate) fn resume(
     dir: &Path,
     path: &Path,
     source: &str,
+    shown: Option<&Checkpoint>,
     mut open: Open,
 ) -> Result<Resumed, Error> {
     let io_error = |doing| move |source| Error::io(doing, path, source);
-    let (header, end, note) = scan(path, &mut open)?;
+    let (header, end, note) = scan(path, shown, &mut open)?;
+    if let Some(shown) = shown.filter(|shown| shown.size() >= end.tree.size()) {
+        let what = format!(
+            "the file `checkpoint` covers {} records, the log ends at {}: its newest records were \
+             cut off",
+            shown.size(),
+            end.tree.size()
+        );
+        return Err(Error::NotWhatItWas { dir: dir.to_owned(), what });
+    }
     if header.source != source {
         return Err(Error::OtherSource {
             dir: dir.to_owned(),
@@ -211,6 +222,35 @@ pub(crate) fn resume(
     Ok(Resumed { file, end, cut, open, note })
 }
 
+/// The checkpoint that was shown last.
+pub(crate) fn shown(dir: &Path, key: &VerifyingKey) -> Result<Option<Checkpoint>, Error> {
+    latest_checkpoint(dir, key).map_err(|error| match error {
+        CheckpointError::Io { path, source } => Error::Io { doing: "read", path, source },
+        CheckpointError::LooseMode(_)
+        | CheckpointError::NotAKey { .. }
+        | CheckpointError::BadName(_)
+        | CheckpointError::Malformed
+        | CheckpointError::OtherLog { .. }
+        | CheckpointError::BadSignature(_)
+        | CheckpointError::Signing => {
+            let what = format!("its file `checkpoint`: {error}");
+            Error::NotWhatItWas { dir: dir.to_owned(), what }
+        }
+    })
+}
+
+/// Refuses a folder without segments that once had some.
+pub(crate) fn must_be_new(dir: &Path) -> Result<(), Error> {
+    let left = [encoding::CHECKPOINT_FILE, encoding::TOMBSTONE_FILE];
+    match left.iter().find(|name| dir.join(name).exists()) {
+        None => Ok(()),
+        Some(name) => {
+            let what = format!("the file `{name}` is there, but no segment: the log was removed");
+            Err(Error::NotWhatItWas { dir: dir.to_owned(), what })
+        }
+    }
+}
+
 /// Copies what follows `offset` into a file beside the segment.
 fn keep_tail(path: &Path, offset: u64) -> io::Result<PathBuf> {
     let kept = path.with_extension(format!("cut-{offset}"));
@@ -224,9 +264,16 @@ fn keep_tail(path: &Path, offset: u64) -> io::Result<PathBuf> {
 }
 
 /// Follows one segment to its last whole record.
-fn scan(path: &Path, open: &mut Open) -> Result<(Header, Position, Option<String>), Error> {
+fn scan(
+    path: &Path,
+    shown: Option<&Checkpoint>,
+    open: &mut Open,
+) -> Result<(Header, Position, Option<String>), Error> {
     let io_error = |source| Error::io("read", path, source);
     let damaged = |line, what| Error::Damaged { file: path.to_owned(), line, what };
+    if encoding::is_compressed(path) {
+        return Err(damaged(0, "the segment after it is missing"));
+    }
     let mut reader = encoding::open_segment(path).map_err(io_error)?;
     let mut line = Vec::new();
     let length = encoding::read_line(&mut reader, &mut line).map_err(io_error)?;
@@ -243,16 +290,31 @@ fn scan(path: &Path, open: &mut Open) -> Result<(Header, Position, Option<String
         if length == 0 {
             break;
         }
+        if shown.is_some_and(|shown| differs(shown, &end)) {
+            return Err(damaged(
+                line_number,
+                "the records before it are not those that were signed",
+            ));
+        }
+        // Nothing that was ever confirmed by a shown checkpoint is cut.
+        let is_covered = shown.is_some_and(|shown| shown.size() >= end.tree.size());
         if let Some(checkpoint) = follow(&mut end, &line) {
             open.take(&line);
             note = checkpoint.or(note);
-        } else if is_torn(&line, &mut reader).map_err(io_error)? {
+        } else if encoding::has_hole(&line) && !is_covered
+            || is_torn(&line, &mut reader).map_err(io_error)?
+        {
             break;
         } else {
             return Err(damaged(line_number, "the record does not fit the chain"));
         }
     }
     Ok((header, end, note))
+}
+
+/// Whether the log has another root than a checkpoint of its size.
+fn differs(shown: &Checkpoint, end: &Position) -> bool {
+    shown.size() == end.tree.size() && shown.hash() != end.tree.root()
 }
 
 /// The position after a header of `length` bytes.
@@ -294,10 +356,12 @@ fn follow(end: &mut Position, line: &[u8]) -> Option<Option<String>> {
 /// How the event of a checkpoint record begins.
 const CHECKPOINT_EVENT: &[u8] = br#"{"event":"checkpoint","#;
 
-/// Permits without completion and intents without outcome, by request id, in their order.
+/// Permits without completion and intents without outcome, by request id, in their order; of the
+/// last two segments only, which is where a program that was stopped left them.
 #[derive(Debug, Default)]
 pub(crate) struct Open {
-    number_by_id: BTreeMap<String, u64>,
+    /// By kind (whether it is an intent) and request id.
+    numbers: BTreeMap<(bool, String), u64>,
     ids: BTreeMap<u64, String>,
 }
 
@@ -331,20 +395,36 @@ impl Open {
             serde_json::from_slice::<Ends<'_>>(record.event).ok().map(|ends| (record.n, ends))
         });
         let Some((number, ends)) = ends else { return };
-        let begins = match ends.event {
-            "decision" => ends.decision == Some(ALLOW),
-            "intent" => true,
-            _ => false,
-        };
-        for id in ends.request_ids.iter().map(String::as_str).chain(ends.request_id.as_deref()) {
-            if begins && self.ids.len() < OPEN_MAX {
-                self.number_by_id.insert(id.to_owned(), number);
-                self.ids.insert(number, id.to_owned());
-            } else if matches!(ends.event, "completion" | "outcome" | "unfinished")
-                && let Some(number) = self.number_by_id.remove(id)
-            {
-                self.ids.remove(&number);
+        let id = ends.request_id.map(std::borrow::Cow::into_owned);
+        match (ends.event, id) {
+            ("decision", Some(id)) if ends.decision == Some(ALLOW) => {
+                self.begin((false, id), number)
             }
+            ("intent", Some(id)) => self.begin((true, id), number),
+            ("completion", Some(id)) => self.end(&(false, id)),
+            ("outcome", Some(id)) => self.end(&(true, id)),
+            ("unfinished", _) => {
+                for id in ends.request_ids {
+                    self.end(&(false, id.clone()));
+                    self.end(&(true, id));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, id: (bool, String), number: u64) {
+        if self.ids.len() < OPEN_MAX {
+            self.ids.insert(number, id.1.clone());
+            if let Some(earlier) = self.numbers.insert(id, number) {
+                self.ids.remove(&earlier);
+            }
+        }
+    }
+
+    fn end(&mut self, id: &(bool, String)) {
+        if let Some(number) = self.numbers.remove(id) {
+            self.ids.remove(&number);
         }
     }
 
@@ -386,20 +466,29 @@ fn is_torn(line: &[u8], rest: &mut impl BufRead) -> io::Result<bool> {
 pub(crate) fn set_format_1_aside(dir: &Path) -> Result<(), Error> {
     let io_error = |doing| move |source| Error::io(doing, dir, source);
     let segments = encoding::list_segments(dir).map_err(io_error("list"))?;
-    let Some((_, last)) = segments.last() else { return Ok(()) };
-    let mut line = Vec::new();
-    let mut reader = encoding::open_segment(last).map_err(io_error("read"))?;
-    encoding::read_line(&mut reader, &mut line).map_err(io_error("read"))?;
-    if !line.starts_with(FORMAT_1_HEADER) {
+    let signed = [encoding::CHECKPOINT_FILE, encoding::TOMBSTONE_FILE];
+    if segments.is_empty() || signed.iter().any(|name| dir.join(name).exists()) {
         return Ok(());
+    }
+    for (_, path) in &segments {
+        let mut line = Vec::new();
+        let mut reader = encoding::open_segment(path).map_err(io_error("read"))?;
+        encoding::read_line(&mut reader, &mut line).map_err(io_error("read"))?;
+        if !line.starts_with(FORMAT_1_HEADER) {
+            return Ok(());
+        }
     }
     let aside = dir.join("format-1");
     create_dir(&aside)?;
     // The last segment goes last: an interrupted move is then taken up again.
     for (_, path) in &segments {
-        if let Some(name) = path.file_name() {
-            std::fs::rename(path, aside.join(name)).map_err(io_error("move the old log of"))?;
+        let Some(name) = path.file_name() else { continue };
+        let target = aside.join(name);
+        if target.exists() {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(Error::Io { doing: "move an old log to", path: target, source });
         }
+        std::fs::rename(path, target).map_err(io_error("move the old log of"))?;
     }
     sync_dir(&aside).and_then(|()| sync_dir(dir)).map_err(io_error("sync"))?;
     tracing::warn!(

@@ -562,10 +562,10 @@ fn check_end(dir: &Path, key: &VerifyingKey, chain: &Chain<'_>) -> Result<(), Ve
 /// Whether the file should long have been replaced. The writer shows a checkpoint shortly after it
 /// is on disk; a loss of power in between is no fault of the log.
 fn is_old(file: &Checkpoint, chain: &Chain<'_>) -> bool {
-    let shown = encoding::at_unix_ms(file.time());
+    let due = chain.newer_at.as_deref().and_then(encoding::at_unix_ms);
     let newest = encoding::at_unix_ms(&chain.covered_at);
-    let behind_ms = newest.zip(shown).map_or(0, |(newest, shown)| newest.saturating_sub(shown));
-    file.size() < chain.covered && behind_ms > SHOWN_WITHIN_MS
+    let behind_ms = newest.zip(due).map_or(0, |(newest, due)| newest.saturating_sub(due));
+    chain.is_in_file(file) && behind_ms > SHOWN_WITHIN_MS
 }
 
 fn sum_up(

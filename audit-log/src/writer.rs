@@ -13,6 +13,7 @@
 //! INVARIANT: a checkpoint leaves the log (file `checkpoint`) only when it and what it covers are
 //! durable: a loss of power never makes the log shorter than a head that somebody has seen.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use std::time::Instant;
 use crate::clock::now_ms;
 use crate::encoding;
 use crate::entry::Event;
-use crate::flood::FLUSH_INTERVAL;
+use crate::flood::{FLUSH_INTERVAL, FLUSH_INTERVAL_LOW};
 use crate::keeper::Told;
 use crate::log::{
     DISK_RESERVE_BYTES, Durability, Error, Options, PERMIT_RESERVE_BYTES, Queued, STOPPED,
@@ -51,10 +52,9 @@ pub(crate) struct Writer {
     unseen: Option<String>,
     /// When refusals began to be counted.
     counting_since: Option<Instant>,
-    /// What the log has to say about itself when it can.
-    own: Vec<Event>,
-    /// A batch is being written: its records have earlier times than now.
-    in_batch: bool,
+    /// What the log has to say about itself when it can, and what of that is written but not synced.
+    own: VecDeque<Event>,
+    own_unsynced: Vec<Event>,
     /// A sync failed: nothing after `durable` can be trusted.
     distrusted: bool,
     /// The outage that lasts: its reason, since when, and how many records were refused.
@@ -79,14 +79,19 @@ impl Writer {
         segment::set_format_1_aside(dir)?;
         let segments =
             encoding::list_segments(dir).map_err(|source| Error::io("list", dir, source))?;
-        let mut own = Vec::new();
+        let mut own = VecDeque::new();
         let mut unseen = None;
+        let shown = segment::shown(dir, options.key.verifying_key())?;
         let (file, head) = match &segments[..] {
-            [] => segment::begin(&disk, dir, &options.source, &Position::origin(now_ms()))?,
+            [] => {
+                segment::must_be_new(dir)?;
+                segment::begin(&disk, dir, &options.source, &Position::origin(now_ms()))?
+            }
             [before @ .., (_, last)] => {
                 let open = before.last().map(|(_, path)| Open::of_segment(path));
                 let open = open.unwrap_or_default();
-                let resumed = segment::resume(&disk, dir, last, &options.source, open)?;
+                let shown = shown.as_ref();
+                let resumed = segment::resume(&disk, dir, last, &options.source, shown, open)?;
                 own.extend(resumed.cut);
                 own.extend(resumed.open.events());
                 // The last end may have come before it was shown.
@@ -110,7 +115,7 @@ impl Writer {
             unseen,
             counting_since: None,
             own,
-            in_batch: false,
+            own_unsynced: Vec::new(),
             distrusted: false,
             outage: None,
             _lock: lock,
@@ -169,7 +174,7 @@ impl Writer {
         let sync = self.unsynced_since.map(|since| since + SYNC_INTERVAL);
         let cover = self.uncovered_since.map(|since| since + self.options.checkpoint_interval);
         // Counting begins without a word to the writer, so it looks now and then.
-        let flush = Some(self.counting_since.unwrap_or_else(Instant::now) + FLUSH_INTERVAL);
+        let flush = Some(Instant::now() + FLUSH_INTERVAL);
         [sync, cover, flush].into_iter().flatten().min()
     }
 
@@ -179,9 +184,11 @@ impl Writer {
         if is_over(self.unsynced_since, SYNC_INTERVAL) {
             self.sync()?;
         }
-        if !shared.is_counting() || !shared.has_room() {
+        // Little room: what was counted is small, but still anyone's to cause.
+        let interval = if shared.has_room() { FLUSH_INTERVAL } else { FLUSH_INTERVAL_LOW };
+        if !shared.is_counting() {
             self.counting_since = None;
-        } else if is_over(self.counting_since, FLUSH_INTERVAL) {
+        } else if is_over(self.counting_since, interval) {
             self.write_counted(shared)?;
         } else {
             self.counting_since.get_or_insert_with(Instant::now);
@@ -194,13 +201,14 @@ impl Writer {
 
     /// The last words: everything counted, everything on disk, and a checkpoint over it.
     fn finish(&mut self, shared: &Shared) -> Result<(), Error> {
-        if self.outage.is_some() {
-            return self.sync();
+        if self.distrusted {
+            // Nobody was told that what follows is in the log, so it must not turn up later.
+            let cut =
+                self.file.set_len(self.durable.length).and_then(|()| (self.disk.sync)(&self.file));
+            return cut.map_err(|source| Error::io("cut", &self.path(), source));
         }
+        self.own.extend(shared.take_counted());
         self.write_own(shared)?;
-        if shared.is_counting() {
-            self.write_counted(shared)?;
-        }
         if self.head.covered < self.head.tree.size() {
             self.checkpoint()?;
         }
@@ -208,10 +216,7 @@ impl Writer {
     }
 
     fn commit(&mut self, shared: &Shared, mut batch: Vec<Queued>) {
-        self.in_batch = true;
-        let stored = self.store(shared, &mut batch);
-        self.in_batch = false;
-        match stored {
+        match self.store(&mut batch, shared) {
             Ok(()) => self.answer_stored(batch),
             Err(failure) => self.fail(shared, batch, &failure),
         }
@@ -226,14 +231,14 @@ impl Writer {
         answer(batch, &Ok(()));
     }
 
-    fn store(&mut self, shared: &Shared, batch: &mut [Queued]) -> Result<(), Error> {
+    fn store(&mut self, batch: &mut [Queued], shared: &Shared) -> Result<(), Error> {
         self.check_reserve(shared)?;
         let mut buffer = Vec::with_capacity(batch.iter().map(|r| r.json.len() + 256).sum());
         let mut end = self.head.clone();
         for record in batch {
             if end.length >= self.options.segment_bytes_max {
-                self.cover(&mut buffer, &mut end)?;
-                self.write(&buffer, end)?;
+                let note = self.cover(&mut buffer, &mut end)?;
+                self.write(&buffer, end, note)?;
                 buffer.clear();
                 self.rotate()?;
                 end = self.head.clone();
@@ -241,10 +246,9 @@ impl Writer {
             record.number = end.next_number();
             compose(&mut buffer, &mut end, record.at_ms, &record.json);
         }
-        if self.is_checkpoint_due(&end) {
-            self.cover(&mut buffer, &mut end)?;
-        }
-        self.write(&buffer, end)?;
+        let due = self.is_checkpoint_due(&end);
+        let note = if due { self.cover(&mut buffer, &mut end)? } else { None };
+        self.write(&buffer, end, note)?;
         let unsynced = self.head.tree.size() - self.durable.tree.size();
         match self.options.durability {
             Durability::BeforeResponse => self.sync(),
@@ -253,39 +257,35 @@ impl Writer {
         }
     }
 
-    /// Writes one record of the log's own.
-    fn write_event(&mut self, shared: &Shared, event: &Event) -> Result<(), Error> {
-        let mut buffer = Vec::new();
-        let mut end = self.head.clone();
-        let now_ms = if self.in_batch { None } else { shared.at_ms() };
-        let at_ms = now_ms.map_or(end.at_ms, |now_ms| now_ms.max(end.at_ms));
-        compose(&mut buffer, &mut end, at_ms, &encode(event)?);
-        self.metrics.records.inc();
-        self.write(&buffer, end)
-    }
-
+    /// Writes what the log has to say about itself, and keeps it until it is on disk.
     fn write_own(&mut self, shared: &Shared) -> Result<(), Error> {
-        while let Some(event) = self.own.first().cloned() {
-            self.write_event(shared, &event)?;
-            self.own.remove(0);
-            if self.own.is_empty() {
-                self.sync()?;
+        while let Some(event) = self.own.pop_front() {
+            let json = match encode(&event) {
+                Ok(json) => json,
+                Err(error) => {
+                    // It would be too long the next time too.
+                    tracing::error!(%error, "audit log: a record of the log's own is left out");
+                    continue;
+                }
+            };
+            let mut buffer = Vec::new();
+            let mut end = self.head.clone();
+            let at_ms = shared.at_ms().map_or(end.at_ms, |now_ms| now_ms.max(end.at_ms));
+            compose(&mut buffer, &mut end, at_ms, &json);
+            if let Err(failure) = self.write(&buffer, end, None) {
+                self.own.push_front(event);
+                return Err(failure);
             }
+            self.metrics.records.inc();
+            self.own_unsynced.push(event);
         }
-        Ok(())
+        if self.own_unsynced.is_empty() { Ok(()) } else { self.sync() }
     }
 
     fn write_counted(&mut self, shared: &Shared) -> Result<(), Error> {
-        let mut counted = shared.take_counted();
         self.counting_since = None;
-        while let Some(event) = counted.pop() {
-            if let Err(failure) = self.write_event(shared, &event) {
-                counted.push(event);
-                shared.put_back(counted);
-                return Err(failure);
-            }
-        }
-        self.sync()
+        self.own.extend(shared.take_counted());
+        self.write_own(shared)
     }
 
     fn is_checkpoint_due(&self, end: &Position) -> bool {
@@ -298,24 +298,24 @@ impl Writer {
     fn checkpoint(&mut self) -> Result<(), Error> {
         let mut buffer = Vec::new();
         let mut end = self.head.clone();
-        self.cover(&mut buffer, &mut end)?;
-        self.write(&buffer, end)?;
+        let note = self.cover(&mut buffer, &mut end)?;
+        self.write(&buffer, end, note)?;
         self.sync()
     }
 
-    /// Signs everything before `end` and composes the record of that.
-    fn cover(&mut self, buffer: &mut Vec<u8>, end: &mut Position) -> Result<(), Error> {
+    /// Signs everything before `end` and composes the record of that; gives the note.
+    fn cover(&self, buffer: &mut Vec<u8>, end: &mut Position) -> Result<Option<String>, Error> {
         let size = end.tree.size();
         if end.covered >= size {
-            return Ok(());
+            return Ok(None);
         }
+        let mut made = None;
         let time = encoding::at_text(now_ms());
         match self.options.key.sign(size, end.tree.root(), &time) {
             Ok(signed) => {
                 let note = signed.note().to_owned();
                 compose(buffer, end, end.at_ms, &encode(&Event::Checkpoint { note })?);
-                self.unseen = Some(signed.note().to_owned());
-                self.metrics.records.inc();
+                made = Some(signed.note().to_owned());
             }
             Err(error) => {
                 let error: &dyn std::error::Error = &error;
@@ -324,7 +324,7 @@ impl Writer {
         }
         // Its own record needs no further one.
         end.covered = end.tree.size();
-        Ok(())
+        Ok(made)
     }
 
     /// Asks for the free bytes of the file system.
@@ -349,8 +349,8 @@ impl Writer {
         Err(Error::Unavailable { reason: reason.into() })
     }
 
-    /// Writes whole lines, after which the log ends at `end`.
-    fn write(&mut self, lines: &[u8], end: Position) -> Result<(), Error> {
+    /// Writes whole lines, after which the log ends at `end`; `note` is the last checkpoint in them.
+    fn write(&mut self, lines: &[u8], end: Position, note: Option<String>) -> Result<(), Error> {
         if lines.is_empty() {
             return Ok(());
         }
@@ -358,6 +358,10 @@ impl Writer {
             .map_err(|source| Error::io("write", &self.path(), source))?;
         let now = Instant::now();
         self.unsynced_since.get_or_insert(now);
+        if note.is_some() {
+            self.metrics.records.inc();
+            self.unseen = note;
+        }
         if end.covered < end.tree.size() {
             self.uncovered_since.get_or_insert(now);
             self.metrics.uncovered(now);
@@ -384,6 +388,7 @@ impl Writer {
 
     fn set_durable(&mut self) {
         self.durable = self.head.clone();
+        self.own_unsynced.clear();
         if let Some(shared) = &self.shared {
             shared.committed.send_replace(self.durable.tree.size());
         }
@@ -421,6 +426,13 @@ impl Writer {
         let is_stored = |record: &Queued| record.number > 0 && record.number < next;
         let (stored, refused): (Vec<_>, Vec<_>) =
             batch.into_iter().chain(queued).partition(is_stored);
+        let (counted, refused): (Vec<_>, Vec<_>) =
+            refused.into_iter().partition(|record| record.is_refusal);
+        for record in counted {
+            if let Ok(event) = serde_json::from_slice(&record.json) {
+                shared.recount(&event);
+            }
+        }
         // Records of earlier batches that were never synced are lost too.
         let lost = refused.len() as u64 + first.saturating_sub(next);
         self.tell(&reason, lost);
@@ -439,9 +451,12 @@ impl Writer {
             self.set_durable();
         } else {
             self.distrusted = true;
+            // A checkpoint that did not reach the disk was never made.
+            self.unseen = None;
+            for event in self.own_unsynced.drain(..).rev() {
+                self.own.push_front(event);
+            }
         }
-        // A checkpoint that did not reach the disk was never made.
-        self.unseen = None;
         self.unsynced_since = None;
     }
 
@@ -455,9 +470,10 @@ impl Writer {
                     "audit log: available again"
                 );
                 if let Some((reason, since_ms, refused)) = self.outage.take() {
+                    let refused = refused + shared.take_refused();
                     let since = encoding::at_text(since_ms);
                     let reason = reason.to_string();
-                    self.own.push(Event::Unavailable { reason, since, refused });
+                    self.own.push_back(Event::Unavailable { reason, since, refused });
                 }
                 shared.set_available();
             }
@@ -570,6 +586,7 @@ fn chain(error: &Error) -> String {
         | Error::BadSource(_)
         | Error::OtherSource { .. }
         | Error::Damaged { .. }
+        | Error::NotWhatItWas { .. }
         | Error::TooLong { .. }
         | Error::Encode(_)
         | Error::Metrics(_) => error.to_string(),

@@ -38,6 +38,8 @@ pub(super) struct Chain<'a> {
     last_checkpoint: u64,
     pub(super) covered: u64,
     pub(super) covered_at: String,
+    /// When the first checkpoint was signed that is newer than the one in the file `checkpoint`.
+    pub(super) newer_at: Option<String>,
     pub(super) unfinished: Unfinished,
 }
 
@@ -64,6 +66,7 @@ impl<'a> Chain<'a> {
             last_checkpoint: 0,
             covered: 0,
             covered_at: String::new(),
+            newer_at: None,
             unfinished: Unfinished::default(),
         }
     }
@@ -96,6 +99,11 @@ impl<'a> Chain<'a> {
         let size = self.next - 1;
         self.met = self.marks.partition_point(|mark| mark.size < size);
         self.met
+    }
+
+    /// Whether the file `checkpoint` still holds what it held at the beginning.
+    pub(super) fn is_in_file(&self, file: &Checkpoint) -> bool {
+        self.in_file == Some(file)
     }
 
     /// What proves that records were cut from the end, if anything does.
@@ -202,11 +210,23 @@ impl<'a> Chain<'a> {
                 None => Err(unended(&line, &mut lines, last, self.next)),
             };
             if let Err(problem) = followed {
+                if last && self.is_hole(&line) {
+                    let bytes = length as u64 + rest_of(&mut lines);
+                    let problem = Problem::TornTail { bytes };
+                    return Err(VerifyError::at(&path, line_number, record, problem));
+                }
                 let problem = self.look_ahead(problem, &mut lines);
                 return Err(VerifyError::at(&path, line_number, record, problem));
             }
         }
         Ok(())
+    }
+
+    /// Whether the line is what a loss of power made of records that were never confirmed: the next
+    /// start cuts it as well.
+    fn is_hole(&self, line: &[u8]) -> bool {
+        let is_shown = self.in_file.is_some_and(|file| file.size() + 1 >= self.next);
+        line.ends_with(b"\n") && encoding::has_hole(line) && !is_shown
     }
 
     fn follow_record(&mut self, line: &[u8]) -> Result<(), Problem> {
@@ -285,6 +305,9 @@ impl<'a> Chain<'a> {
         }
         self.last_checkpoint = found.record;
         self.covered = before;
+        if self.in_file.is_some_and(|file| file.size() < before) {
+            self.newer_at.get_or_insert_with(|| checkpoint.time().to_owned());
+        }
         checkpoint.time().clone_into(&mut self.covered_at);
         self.checkpoints += 1;
         Ok(())
@@ -337,13 +360,27 @@ impl<'a> Chain<'a> {
     }
 }
 
+/// Bytes up to the end of the file.
+fn rest_of(lines: &mut Lines) -> u64 {
+    let mut bytes = 0;
+    while let Ok(more) = lines.fill_buf() {
+        if more.is_empty() {
+            break;
+        }
+        let length = more.len();
+        bytes += length as u64;
+        lines.consume(length);
+    }
+    bytes
+}
+
 /// What a line without its end means.
 fn unended(line: &[u8], rest: &mut Lines, last_segment: bool, next: u64) -> Problem {
     let zeros = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
     let mut bytes = line.len() as u64;
     if line.len() >= LINE_BYTES_MAX {
         // A loss of power can leave any number of zeros behind; anything else is no line.
-        if !zeros(line) {
+        if !encoding::ends_in_zeros(line) {
             return Problem::NotARecord;
         }
         while let Ok(more) = rest.fill_buf() {

@@ -498,6 +498,14 @@ fn the_file_checkpoint_is_checked_too() {
         verify(dir.path(), log.verifying_key()).unwrap();
     }
     let mut log = Crafted::of(1, 6);
+    // Once long after the file's one: what a crash leaves. Twice: it was put back.
+    log.at_ms += 61_000;
+    log.push_sample();
+    log.checkpoint();
+    let dir = log.write();
+    let path = dir.path().join(encoding::CHECKPOINT_FILE);
+    std::fs::write(path, log.checkpoints[0].note()).unwrap();
+    verify(dir.path(), log.verifying_key()).unwrap();
     log.at_ms += 61_000;
     log.push_sample();
     log.checkpoint();

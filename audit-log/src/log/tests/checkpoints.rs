@@ -50,7 +50,19 @@ fn a_checkpoint_comes_after_so_many_records_too() {
 }
 
 fn small_segments(retention: Duration) -> Options {
-    Options { retention, ..options(Durability::BeforeResponse, 2_000) }
+    let options = options(Durability::BeforeResponse, 2_000);
+    Options { retention, retention_grace: Duration::ZERO, ..options }
+}
+
+/// Every segment but the last is compressed and indexed.
+fn wait_until_kept(dir: &Path) {
+    wait_until("the keeper's work", || {
+        let mut segments = encoding::list_segments(dir).unwrap();
+        segments.pop();
+        segments.iter().all(|(number, path)| {
+            encoding::is_compressed(path) && dir.join(encoding::index_name(*number)).exists()
+        })
+    });
 }
 
 #[test]
@@ -60,6 +72,7 @@ fn closed_segments_are_compressed_and_indexed_and_nothing_is_lost() {
     for number in 0..60 {
         append(&log, &number.to_string());
     }
+    wait_until_kept(dir.path());
     log.close();
     let segments = encoding::list_segments(dir.path()).unwrap();
     let (last, closed) = segments.split_last().unwrap();
@@ -81,6 +94,7 @@ fn an_interrupted_compression_is_taken_up_again() {
     for number in 0..30 {
         append(&log, &number.to_string());
     }
+    wait_until_kept(dir.path());
     log.close();
     // Both forms are there, the compressed one half written under its first name.
     let compressed = segment(dir.path(), 1);
@@ -91,7 +105,9 @@ fn an_interrupted_compression_is_taken_up_again() {
     std::fs::write(&compressed, b"half").unwrap();
     std::fs::write(dir.path().join("00000002.jsonl.zst.new"), b"half").unwrap();
     verify(dir.path()).unwrap();
-    AuditLog::open(dir.path(), small_segments(RETENTION)).unwrap().close();
+    let log = AuditLog::open(dir.path(), small_segments(RETENTION)).unwrap();
+    wait_until_kept(dir.path());
+    log.close();
     assert!(encoding::is_compressed(&segment(dir.path(), 1)));
     assert_eq!(versions(dir.path()).len(), 30);
     verify(dir.path()).unwrap();
@@ -136,6 +152,7 @@ fn a_segment_that_is_not_what_its_checkpoint_says_is_not_deleted() {
     for number in 0..12 {
         append(&log, &number.to_string());
     }
+    wait_until_kept(dir.path());
     log.close();
     let segments = encoding::list_segments(dir.path()).unwrap();
     let path = &segments[segments.len() - 2].1;
@@ -196,6 +213,7 @@ fn permits_and_intents_left_open_are_named_at_the_next_start_once() {
         bytes_sent: 1,
         duration_us: 1,
         outcome: "complete".into(),
+        reasons: Vec::new(),
     };
     let log = AuditLog::open(dir.path(), options(Durability::BeforeResponse, 1_000)).unwrap();
     for event in [decision("open"), decision("finished"), intent, completion] {
@@ -215,4 +233,111 @@ fn permits_and_intents_left_open_are_named_at_the_next_start_once() {
     let [ids] = &unfinished()[..] else { panic!("{:?}", unfinished()) };
     assert!(ids.contains(&"intent".to_owned()), "{ids:?}");
     assert!(!ids.contains(&"finished".to_owned()), "{ids:?}");
+}
+
+#[test]
+fn a_clock_that_is_wrong_for_a_moment_deletes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = AuditLog::open(dir.path(), small_segments(RETENTION)).unwrap();
+    for number in 0..20 {
+        append(&log, &number.to_string());
+    }
+    log.close();
+    std::thread::sleep(Duration::from_millis(5));
+    let options = small_segments(Duration::from_millis(1));
+    let options = Options { retention_grace: Duration::from_secs(3600), ..options };
+    let log = AuditLog::open(dir.path(), options).unwrap();
+    append(&log, "x");
+    log.close();
+    assert!(!dir.path().join(encoding::TOMBSTONE_FILE).exists());
+    assert_eq!(versions(dir.path()).len(), 21);
+}
+
+#[test]
+fn a_checkpoint_that_could_not_be_written_is_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let is_full = Arc::clone(&full);
+    let disk = Disk {
+        write: Box::new(move |mut file, bytes| {
+            if is_full.load(Ordering::SeqCst) {
+                file.write_all(&bytes[..bytes.len() / 2])?;
+                return Err(std::io::Error::from_raw_os_error(28));
+            }
+            file.write_all(bytes)
+        }),
+        ..Disk::real()
+    };
+    let options =
+        Options { checkpoint_records_max: 3, ..options(Durability::BeforeResponse, 1 << 20) };
+    let log = AuditLog::open_on(disk, dir.path(), options).unwrap();
+    append(&log, "1");
+    append(&log, "2");
+    full.store(true, Ordering::SeqCst);
+    log.append(&started("3")).unwrap().durable_blocking().unwrap_err();
+    std::thread::sleep(Duration::from_millis(50));
+    let shown = latest_checkpoint(dir.path(), key().verifying_key()).unwrap();
+    assert_eq!(shown, None);
+    full.store(false, Ordering::SeqCst);
+    wait_until("recovery", || log.is_available());
+    append(&log, "4");
+    log.close();
+    verify(dir.path()).unwrap();
+}
+
+#[test]
+fn a_log_shorter_than_its_shown_checkpoint_is_not_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    for number in 0..9 {
+        append(&log, &number.to_string());
+    }
+    log.close();
+    let refused = || {
+        let error = AuditLog::open(dir.path(), options(Durability::Async, 1000)).err().unwrap();
+        assert!(matches!(error, Error::NotWhatItWas { .. }), "{error}");
+        error.to_string()
+    };
+    let path = dir.path().join(segment_name(1));
+    let whole = std::fs::read_to_string(&path).unwrap();
+    let cut: String = whole.split_inclusive('\n').take(5).collect();
+    std::fs::write(&path, &cut).unwrap();
+    assert!(refused().contains("covers 9 records, the log ends at 4"));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), cut, "left as it is");
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused().contains("the log was removed"));
+}
+
+#[test]
+fn a_header_that_says_format_1_does_not_move_a_signed_log_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    append(&log, "1");
+    log.close();
+    let path = dir.path().join(segment_name(1));
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen("sekisho-audit/2", "sekisho-audit/1", 1)).unwrap();
+    AuditLog::open(dir.path(), options(Durability::Async, 1000)).err().unwrap();
+    assert!(path.exists());
+}
+
+#[test]
+fn segments_that_are_being_written_are_never_buried() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = AuditLog::open(dir.path(), small_segments(RETENTION)).unwrap();
+    for number in 0..30 {
+        append(&log, &number.to_string());
+    }
+    log.close();
+    std::thread::sleep(Duration::from_millis(5));
+    let options = Options { segment_bytes_max: 1 << 20, ..small_segments(RETENTION) };
+    let options = Options { retention: Duration::from_millis(1), ..options };
+    let log = AuditLog::open(dir.path(), options.clone()).unwrap();
+    wait_until("the deletion", || encoding::list_segments(dir.path()).unwrap().len() == 1);
+    log.close();
+    // Someone takes the rest away: a new log would begin at numbers that the tombstone covers.
+    for (_, path) in encoding::list_segments(dir.path()).unwrap() {
+        std::fs::remove_file(path).unwrap();
+    }
+    assert!(AuditLog::open(dir.path(), options).is_err());
 }
