@@ -97,6 +97,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/certificates/{serial}", get(certificate))
         .route("/certificates/{serial}/revoke", post(revoke))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .fallback(|| async {
             error_response(StatusCode::NOT_FOUND, "unknown_path", "no such command")
         })
@@ -298,8 +299,14 @@ async fn status(State(admin): Shared) -> Answer {
     .into_response())
 }
 
+/// The audit log's metrics, in Prometheus form.
+async fn metrics(State(admin): Shared) -> String {
+    admin.trail.metrics()
+}
+
 fn work(action: &'static str, object: String) -> Work {
-    Work { request_id: None, actor: Actor::of("operator"), action, object: Object::named(object) }
+    let request_id = Some(audit_log::work_id());
+    Work { request_id, actor: Actor::of("operator"), action, object: Object::named(object) }
 }
 
 fn describe(certificate: &Certificate, now: i64) -> Value {

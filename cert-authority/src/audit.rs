@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use audit_log::{Actor, AuditLog, CheckpointKey, Durability, Error, Event, Object, Options};
+use audit_log::{
+    Actor, AuditLog, CheckpointKey, DENY, Durability, Error, Event, Object, Options, work_id,
+};
 
 /// Where a program keeps its log, under which key and for how long.
 #[derive(Debug, Clone)]
@@ -92,6 +94,11 @@ impl Trail {
         Ok(Self { log: AuditLog::open(&dir, options)? })
     }
 
+    /// What the log counts about itself, in Prometheus form.
+    pub fn metrics(&self) -> String {
+        self.log.metrics().text()
+    }
+
     /// Records that the program is about to be ready.
     ///
     /// # Errors
@@ -107,6 +114,26 @@ impl Trail {
     /// When the log can not be written.
     pub async fn record(&self, event: &Event) -> Result<(), Error> {
         self.log.append(event)?.durable().await
+    }
+
+    /// Writes that a stranger was refused before any work began, with nobody waiting for it; floods
+    /// are counted by the log, by the stranger's address.
+    pub fn denied(&self, client: SocketAddr, code: Object, reason: &str) {
+        let event = Event::Decision {
+            request_id: work_id(),
+            actor: Actor::of(format!("address/{}", client.ip())),
+            action: Some("certificate.issue".to_owned()),
+            object: code,
+            decision: DENY.to_owned(),
+            reasons: vec![reason.to_owned()],
+            policy: String::new(),
+            facts_ca_seq: 0,
+            facts_hub_seq: 0,
+            client_addr: client.to_string(),
+        };
+        if let Err(error) = self.log.append(&event) {
+            tracing::error!(%error, "a refusal could not be recorded in the audit log");
+        }
     }
 
     /// Writes that a connection failed before its first request, with nobody waiting for it; floods

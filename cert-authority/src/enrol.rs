@@ -13,6 +13,7 @@
 //!
 //! Renewal by mTLS and the web page use the same steps from 2 on and belong here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use audit_log::{Actor, Object};
@@ -110,7 +111,7 @@ impl Enrolment {
         let issued_at = OffsetDateTime::now_utc().unix_timestamp();
         let expires_at = issued_at + i64::from(valid_hours) * 3600;
         let work = Work {
-            request_id: None,
+            request_id: Some(audit_log::work_id()),
             actor: Actor::of("operator"),
             action: "code.issue",
             object: Object::named(format!("code/{id}")),
@@ -147,6 +148,19 @@ impl Enrolment {
         let tasks = self.tasks.clone();
         let work = tasks.spawn(async move { self.enrol_here(&code_id, &secret, &csr).await });
         work.await.unwrap_or(Err(Error::Signer(protocol::Error::Lost)))
+    }
+
+    /// Records that a request was refused before any work began on it. What is refused later has its
+    /// outcome on record.
+    pub fn record_refusal(&self, client: SocketAddr, code_id: &str, error: &Error) {
+        if let Some(reason) = refusal_code(error) {
+            let code_id = normalise(code_id);
+            // Whoever confuses the two fields would otherwise leave the secret here.
+            let is_id =
+                code_id.len() == ID_LENGTH && code_id.bytes().all(|c| ALPHABET.contains(&c));
+            let code = if is_id { format!("code/{code_id}") } else { "code/malformed".to_owned() };
+            self.trail.denied(client, Object::named(code), reason);
+        }
     }
 
     async fn enrol_here(&self, code_id: &str, secret: &str, csr: &[u8]) -> Result<Vec<u8>, Error> {
@@ -356,6 +370,39 @@ fn in_groups(secret: &str) -> String {
 
 /// What a person typed → what was issued: case, hyphens and spaces do not matter, and letters that
 /// look like digits are read as those.
+/// The code of a refusal that leaves no other record; `None` when there is one, or when the fault
+/// is ours.
+fn refusal_code(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Request(_) => Some("request_malformed"),
+        Error::Store(error) => match error {
+            store::Error::CodeWrong { counted: false } => Some("code_unknown"),
+            store::Error::CodeLocked => Some("code_locked"),
+            store::Error::CodeExpired => Some("code_expired"),
+            store::Error::CodeUsed => Some("code_used"),
+            store::Error::KeyReused => Some("key_reused"),
+            store::Error::Revoked => Some("certificate_revoked"),
+            store::Error::UnknownOffice(_) => Some("office_unknown"),
+            store::Error::OfficeSuspended(_) => Some("office_suspended"),
+            store::Error::CodeWrong { counted: true }
+            | store::Error::Database(_)
+            | store::Error::Migrate(_)
+            | store::Error::File(_)
+            | store::Error::AuditFolder(_)
+            | store::Error::Gone { .. }
+            | store::Error::Corrupt(_)
+            | store::Error::OfficeDiffers(_)
+            | store::Error::UnknownSerial(_) => None,
+        },
+        Error::Profile(_) | Error::Signer(_) | Error::Lint(_) | Error::Audit(_) | Error::Key(_) => {
+            None
+        }
+    }
+}
+
+/// Characters of a code's public id: five bytes in base 32.
+const ID_LENGTH: usize = 8;
+
 fn normalise(typed: &str) -> String {
     typed
         .chars()

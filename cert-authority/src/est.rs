@@ -10,9 +10,9 @@
 //!
 //! `simplereenroll` by mTLS, `csrattrs` (RFC 9908) and the enrolment web page belong here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::{
@@ -21,6 +21,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::CertificateDer;
@@ -58,18 +59,24 @@ async fn cacerts(State(est): State<Est>, headers: HeaderMap) -> Response {
     certificates_response(&certificates, "application/pkcs7-mime", &headers)
 }
 
-async fn simpleenroll(State(est): State<Est>, headers: HeaderMap, body: Bytes) -> Response {
+async fn simpleenroll(
+    State(est): State<Est>,
+    Extension(client): Extension<SocketAddr>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let Some((code_id, secret)) = basic_credentials(&headers) else {
         return refusal(&Refusal::NO_CREDENTIALS);
     };
     let Some(csr) = decode_body(&body) else { return refusal(&Refusal::NOT_BASE64) };
-    match Arc::clone(&est.enrolment).enrol(code_id, secret, csr).await {
+    match Arc::clone(&est.enrolment).enrol(code_id.clone(), secret, csr).await {
         Ok(leaf) => {
             let mut certificates: Vec<&[u8]> = vec![&leaf];
             certificates.extend(est.ca_chain.first().map(|issuing| issuing.as_ref()));
             certificates_response(&certificates, ENROLLED_TYPE, &headers)
         }
         Err(error) => {
+            est.enrolment.record_refusal(client, &code_id, &error);
             let refused = Refusal::of(&error);
             let (status, error) = (refused.status, chain(&error));
             tracing::debug!(status = status.as_u16(), error, "enrolment refused");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
@@ -158,7 +158,10 @@ async fn serve_public(
         let trail = trail.clone();
         tasks.spawn(async move {
             match handshake(stream, &tls).await {
-                Ok(stream) => serve::http(stream, router, stop, CONNECTION_TIME_MAX).await,
+                Ok(stream) => {
+                    let router = router.layer(Extension(peer));
+                    serve::http(stream, router, stop, CONNECTION_TIME_MAX).await;
+                }
                 Err(error) => {
                     tracing::debug!(%peer, %error, "handshake failed");
                     trail.handshake_failed(peer, &error);

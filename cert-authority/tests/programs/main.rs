@@ -125,6 +125,22 @@ fn each_bad_enrolment_is_refused_for_its_own_reason() {
     assert!(body.contains("suspended"), "{body}");
 
     assert!(!system.log("ra").contains("enrolment refused"), "no line for each refusal");
+    assert_eq!(system.enrol("00000000:0000", &other).0, 401);
+    let reasons = || -> Vec<String> {
+        let entries = audit_log::read(&system.path("audit-ra")).filter_map(Result::ok);
+        let denied = entries.filter_map(|entry| {
+            let Event::Decision { reasons, .. } = entry.event else { return None };
+            reasons.first().cloned()
+        });
+        denied.collect()
+    };
+    let wanted =
+        ["request_malformed", "code_used", "code_locked", "office_suspended", "code_unknown"];
+    let end = Instant::now() + Duration::from_secs(10);
+    while !wanted.iter().all(|reason| reasons().iter().any(|found| found == reason)) {
+        assert!(Instant::now() < end, "{:?}", reasons());
+        std::thread::sleep(Duration::from_millis(50));
+    }
 
     let (status, _, _) = system.est("/healthz", &["--tls-max", "1.2"]);
     assert_eq!(status, 0, "TLS 1.2");
@@ -176,6 +192,7 @@ fn the_admin_socket_answers_as_documented() {
     assert_eq!(status, 200);
     assert_eq!((body["offices"].as_i64(), body["feed_seq"].as_i64()), (Some(1), Some(4)));
     assert_eq!(body["gateways"][0]["id"], "gw-1");
+    assert_eq!(system.admin("GET", "/metrics", None).0, 200);
     assert_eq!(system.admin("GET", "/nothing", None).0, 404);
 }
 
