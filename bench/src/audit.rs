@@ -230,6 +230,7 @@ fn completion(number: u64) -> Event {
         bytes_sent: 1_024,
         duration_us: 1_500 + number % 1_000,
         outcome: "complete".to_owned(),
+        reasons: Vec::new(),
     }
 }
 

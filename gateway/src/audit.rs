@@ -143,7 +143,8 @@ impl Recorder {
         self.append(&event).is_some_and(|receipt| !receipt.is_counted())
     }
 
-    /// Records how the answer to a request ended.
+    /// Records how the answer to a request ended; `refused` are the reasons of a permitted one that
+    /// was refused after all.
     pub fn completed(
         &self,
         request_id: &str,
@@ -151,6 +152,7 @@ impl Recorder {
         bytes_sent: u64,
         duration_us: u64,
         ending: Ending,
+        refused: ReasonSet,
     ) {
         let _ = self.append(&Event::Completion {
             request_id: request_id.to_owned(),
@@ -158,6 +160,7 @@ impl Recorder {
             bytes_sent,
             duration_us,
             outcome: ending.as_str().to_owned(),
+            reasons: codes(refused),
         });
     }
 

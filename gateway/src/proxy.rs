@@ -343,7 +343,10 @@ impl ProxyHttp for Gateway {
             let bytes = session.body_bytes_sent() as u64;
             let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
             let ending = ending(error, context);
-            self.recorder.completed(&context.request_id, status, bytes, duration_us, ending);
+            // The reasons of a denial stand in its decision.
+            let refused = if context.permit.is_some() { context.refused } else { ReasonSet::EMPTY };
+            let id = &context.request_id;
+            self.recorder.completed(id, status, bytes, duration_us, ending, refused);
         }
         let (decision, reason) = if context.refused.is_empty() {
             ("allow", "none")

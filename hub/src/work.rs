@@ -58,7 +58,8 @@ impl Deed {
     /// A deed of the operator, or of the hub itself.
     pub(crate) fn by_operator(operator: &str, action: &str, object: Object) -> Self {
         Self {
-            request_id: None,
+            // So that a kill between its intent and its outcome is named at the next start.
+            request_id: Some(audit_log::work_id()),
             actor: Actor::of(format!("operator/{operator}")),
             action: action.to_owned(),
             object,

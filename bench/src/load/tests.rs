@@ -131,7 +131,8 @@ impl Server {
             "sekisho-bench run --target https://{} --certs {dir}/a --trust {dir}/trust.pem {rest}",
             self.address
         );
-        let Command::Run(args) = Cli::try_parse_from(line.split_whitespace()).unwrap().command;
+        let parsed = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Run(args) = parsed.command else { unreachable!("the line says `run`") };
         args.check().unwrap();
         run(&args).await
     }

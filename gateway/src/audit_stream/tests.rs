@@ -47,6 +47,7 @@ fn completion(number: usize) -> Event {
         bytes_sent: 1,
         duration_us: 1,
         outcome: "complete".repeat(1 + number % 9),
+        reasons: Vec::new(),
     }
 }
 

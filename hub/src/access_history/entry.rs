@@ -98,10 +98,23 @@ impl Completion {
         (200..300).contains(&self.status)
     }
 
+    /// Whether the permitted request was refused after all: the facts had moved before the answer
+    /// left, or the hub's own rows said no.
+    fn is_refusal(&self) -> bool {
+        self.outcome == "withheld" || self.status == FORBIDDEN
+    }
+
+    /// Whether the request itself was at fault, so that nothing was done.
+    fn is_rejection(&self) -> bool {
+        (400..500).contains(&self.status)
+    }
+
     fn is_complete(&self) -> bool {
         self.outcome == "complete"
     }
 }
+
+const FORBIDDEN: i64 = 403;
 
 /// The form of an entry in the answer.
 #[derive(Serialize)]
@@ -120,7 +133,7 @@ pub(super) struct Printed<'a> {
     decision: &'static str,
     reasons: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason_ja: Option<&'static str>,
+    reason_ja: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delivered: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,18 +167,23 @@ impl Entry {
             version: self.version,
             action: self.action.as_deref(),
             action_ja: deed.short(end),
-            decision: if matches!(self.what, What::Permitted { .. }) {
-                "permitted"
-            } else {
-                "denied"
-            },
+            decision: if self.is_denied() { "denied" } else { "permitted" },
             reasons,
-            reason_ja: first.map(Reason::ja),
+            reason_ja: first.map(words::because),
             delivered: self.delivered(),
             count,
             from: from_ms.map(|at_ms| clock::rfc3339(seconds(at_ms) / 1_000)),
             request_id: self.request_id.as_deref(),
             text_ja: words::sentence(self.span_s(), &who, count, &deed.long(end)),
+        }
+    }
+
+    fn is_denied(&self) -> bool {
+        match &self.what {
+            What::Denied { .. } | What::Counted { .. } => true,
+            What::Permitted { completion, .. } => {
+                completion.as_ref().is_some_and(Completion::is_refusal)
+            }
         }
     }
 
@@ -209,7 +227,9 @@ impl Entry {
         match completion {
             None if left_the_hub => End::Done,
             None => End::Open,
-            Some(end) if !end.is_success() => End::Failed,
+            Some(end) if end.is_refusal() => End::Denied(None),
+            Some(end) if end.is_rejection() => End::Failed,
+            Some(end) if !end.is_success() => End::Unconfirmed,
             Some(end) if end.is_complete() => End::Done,
             Some(end) => End::BrokenOff { something_left: end.bytes_sent > 0 },
         }

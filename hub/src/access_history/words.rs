@@ -18,6 +18,8 @@ pub(super) enum End {
     Open,
     /// It was permitted, and could not be done.
     Failed,
+    /// It was permitted, and no answer came: a write may have been done.
+    Unconfirmed,
     /// It was done, and the answer broke off.
     BrokenOff {
         /// Whether a part of the answer left.
@@ -74,7 +76,7 @@ impl Deed {
             End::Done => did,
             End::BrokenOff { .. } if !is_read => did,
             End::Open => may,
-            End::Failed | End::BrokenOff { .. } | End::Denied(_) => tried,
+            End::Failed | End::Unconfirmed | End::BrokenOff { .. } | End::Denied(_) => tried,
         };
         format!("{}を{form}", self.thing)
     }
@@ -85,7 +87,10 @@ impl Deed {
         match end {
             End::Done | End::Open => short,
             End::BrokenOff { .. } if !self.verb.is_read => short,
-            End::Failed => format!("{short}が、{could_not}"),
+            End::Unconfirmed if !self.verb.is_read => {
+                format!("{short}が、できたかどうかは確認できません")
+            }
+            End::Failed | End::Unconfirmed => format!("{short}が、{could_not}"),
             End::BrokenOff { something_left: true } => {
                 format!("{short}が、送信が途中で切れました（一部が届いた可能性があります）")
             }
@@ -162,6 +167,11 @@ const fn system(name: SystemName) -> &'static str {
         SystemName::Pmh => "PMH（Public Medical Hub）",
         SystemName::Portal => "マイナポータル（ご本人の操作）",
     }
+}
+
+/// Why it was denied, for the person.
+pub(super) fn because(reason: Reason) -> String {
+    format!("{}ためです。", cause(reason))
 }
 
 /// Why it was denied, before ため.

@@ -252,7 +252,8 @@ async fn denials_and_what_the_hub_keeps_no_row_of_are_entries_of_their_own() {
     let denied = &entries[3];
     assert_eq!((&denied["decision"], &denied["delivered"]), (&json!("denied"), &json!(false)));
     assert_eq!(denied["reasons"], json!(["not_registered", "not_live"]));
-    assert_eq!(denied["reason_ja"], policies::reason::Reason::NotLive.ja());
+    let reason = "市区町村で情報の共有がまだ始まっていないためです。";
+    assert_eq!(denied["reason_ja"], reason);
     assert_eq!(denied["document_kind_ja"], "認定調査票");
     assert_eq!(
         (&denied["staff_job"], &denied["at"]),
