@@ -26,7 +26,7 @@ mod export;
 mod report;
 mod show;
 mod index;
-mod access_index;
+pub(crate) mod access_index;
 mod pin;
 pub(crate) mod heads;
 mod push;

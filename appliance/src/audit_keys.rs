@@ -59,9 +59,9 @@ impl Pins {
         self.keys.iter().rfind(|key| part_of(key.name()) == Some(part))
     }
 
-    /// The key of that name.
+    /// The key of that name; of several, the last.
     pub(crate) fn named(&self, name: &str) -> Option<&VerifyingKey> {
-        self.keys.iter().find(|key| key.name() == name)
+        self.keys.iter().rfind(|key| key.name() == name)
     }
 
     /// The key of a part's log.
@@ -102,6 +102,8 @@ impl Pins {
         let mut text = String::new();
         if !self.path.exists() {
             text = head(layout);
+        } else if !files::read_text(&self.path).with_context(unwritable)?.ends_with('\n') {
+            text.push('\n');
         }
         text.push_str(key.as_str());
         text.push('\n');
@@ -137,13 +139,19 @@ pub(crate) fn key_file(layout: &Layout, part: Part) -> anyhow::Result<PathBuf> {
 }
 
 /// The folder of a part's log: what its configuration names, or the usual one.
-pub(crate) fn log_folder(layout: &Layout, part: Part) -> PathBuf {
+///
+/// # Errors
+/// When the configuration cannot be read.
+pub(crate) fn log_folder(layout: &Layout, part: Part) -> anyhow::Result<PathBuf> {
     let key = match part {
         Part::Gateway => "audit.dir",
         Part::Signer | Part::Ra | Part::Hub => "audit_dir",
     };
-    let configured = part_config::find(layout, part, key).ok().flatten();
-    configured.map_or_else(|| layout.audit(part), PathBuf::from)
+    if !layout.config(part).exists() {
+        return Ok(layout.audit(part));
+    }
+    let configured = part_config::find(layout, part, key)?;
+    Ok(configured.map_or_else(|| layout.audit(part), PathBuf::from))
 }
 
 /// The key in a part's configuration that names the key file.
@@ -160,9 +168,9 @@ pub(crate) const fn config_key(part: Part) -> &'static str {
 /// # Errors
 /// When a file cannot be written; a usage error when key and pin differ, or a log has signed
 /// records and no pin.
-pub(crate) fn ensure(layout: &Layout, demo: bool, id_domain: &str) -> anyhow::Result<()> {
+pub(crate) fn ensure(layout: &Layout, id_domain: &str) -> anyhow::Result<()> {
     let mut pins = Pins::read(&layout.pins())?;
-    let prefix = log_prefix(layout, demo, id_domain)?;
+    let prefix = log_prefix(layout, id_domain)?;
     let mut pinned = Vec::new();
     for part in Part::ALL {
         let path = key_file(layout, part)?;
@@ -172,7 +180,7 @@ pub(crate) fn ensure(layout: &Layout, demo: bool, id_domain: &str) -> anyhow::Re
         let key = load(&path)?;
         match check(&pins, &path, key.verifying_key())? {
             Pinned::Same => {}
-            Pinned::Missing if has_signed_records(&log_folder(layout, part)) => {
+            Pinned::Missing if has_signed_records(&log_folder(layout, part)?) => {
                 return Err(missing_pin(layout, part, &pins));
             }
             Pinned::Missing => {
@@ -302,17 +310,15 @@ fn is_format_1(segment: &Path) -> bool {
     read && String::from_utf8_lossy(&start).contains("sekisho-audit/1\"")
 }
 
-/// `<id_domain>/audit`, in a demo with a random word so that no two boxes share a name.
-fn log_prefix(layout: &Layout, demo: bool, id_domain: &str) -> anyhow::Result<String> {
+/// `<id_domain>/audit/<random word>`, so that no two boxes share a name; what the keys that are
+/// there have, where there are some.
+fn log_prefix(layout: &Layout, id_domain: &str) -> anyhow::Result<String> {
     for part in Part::ALL {
         if let Ok(key) = CheckpointKey::load(&key_file(layout, part)?)
             && let Some((prefix, _)) = key.verifying_key().name().rsplit_once('/')
         {
             return Ok(prefix.to_owned());
         }
-    }
-    if !demo {
-        return Ok(format!("{id_domain}/audit"));
     }
     let word = secrets::random::<4>()?.map(|byte| format!("{byte:02x}")).concat();
     Ok(format!("{id_domain}/audit/{word}"))
@@ -349,7 +355,7 @@ mod tests {
     #[test]
     fn keys_are_made_once_private_and_pinned_beside_the_folder() {
         let (_folder, layout) = folder();
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         let pins = std::fs::read_to_string(layout.pins()).unwrap();
         assert_eq!(pins.lines().filter(|line| !line.starts_with('#')).count(), 4, "{pins}");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -364,19 +370,19 @@ mod tests {
             (words[0], words[1], words[2].len(), words[3]),
             ("id.example", "audit", 8, "hub")
         );
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         assert_eq!(std::fs::read_to_string(layout.pins()).unwrap(), pins);
     }
 
     #[test]
     fn another_key_than_the_pinned_one_is_refused_with_both() {
         let (_folder, layout) = folder();
-        ensure(&layout, false, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         let before = std::fs::read_to_string(layout.pins()).unwrap();
-        let (other, text) = CheckpointKey::generate("id.example/audit/ra").unwrap();
+        let name = load(&layout.audit_key(Part::Ra)).unwrap().verifying_key().name().to_owned();
+        let (other, text) = CheckpointKey::generate(&name).unwrap();
         files::write_private(&layout.audit_key(Part::Ra), text.as_bytes()).unwrap();
-        for error in [ensure(&layout, false, "id.example").unwrap_err(), pin(&layout).unwrap_err()]
-        {
+        for error in [ensure(&layout, "id.example").unwrap_err(), pin(&layout).unwrap_err()] {
             let line = error_line(&error);
             assert!(line.contains(other.verifying_key().as_str()), "{line}");
             assert!(line.contains("audit-ra.key") && line.contains(".audit-keys"), "{line}");
@@ -388,10 +394,10 @@ mod tests {
     #[test]
     fn a_pinned_key_that_is_gone_is_not_made_anew() {
         let (_folder, layout) = folder();
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         let key = layout.audit_key(Part::Signer);
         std::fs::remove_file(&key).unwrap();
-        let line = error_line(&ensure(&layout, true, "id.example").unwrap_err());
+        let line = error_line(&ensure(&layout, "id.example").unwrap_err());
         assert!(line.contains("audit-signer.key` is missing"), "{line}");
         assert!(!key.exists());
     }
@@ -399,15 +405,15 @@ mod tests {
     #[test]
     fn missing_pins_of_a_log_with_records_are_not_made_up() {
         let (_folder, layout) = folder();
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         std::fs::remove_file(layout.pins()).unwrap();
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
         signed_log(&layout, Part::Gateway);
         std::fs::remove_file(layout.pins()).unwrap();
-        let line = error_line(&ensure(&layout, true, "id.example").unwrap_err());
+        let line = error_line(&ensure(&layout, "id.example").unwrap_err());
         assert!(line.contains("sekisho audit pin"), "{line}");
         assert_eq!(pin(&layout).unwrap().len(), 1, "the others were pinned already");
-        ensure(&layout, true, "id.example").unwrap();
+        ensure(&layout, "id.example").unwrap();
     }
 
     #[test]
@@ -420,6 +426,29 @@ mod tests {
         assert!(!has_signed_records(&folder));
         signed_log(&layout, Part::Hub);
         assert!(has_signed_records(&folder));
+    }
+
+    #[test]
+    fn a_file_without_a_last_newline_is_added_to_and_the_last_line_of_a_name_counts() {
+        let (_folder, layout) = folder();
+        let name = "id.example/audit/0a0b0c0d/hub";
+        let key = || CheckpointKey::generate(name).unwrap().0.verifying_key().clone();
+        let (first, second) = (key(), key());
+        std::fs::write(layout.pins(), first.as_str()).unwrap();
+        Pins::read(&layout.pins()).unwrap().add(&second, &layout).unwrap();
+        let pins = Pins::read(&layout.pins()).unwrap();
+        assert_eq!(pins.keys, [first, second.clone()]);
+        assert_eq!((pins.named(name), pins.of(Part::Hub)), (Some(&second), Some(&second)));
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_read_is_told() {
+        let (_folder, layout) = folder();
+        assert_eq!(log_folder(&layout, Part::Hub).unwrap(), layout.audit(Part::Hub));
+        std::fs::write(layout.config(Part::Hub), "audit_dir = \"/elsewhere\"\n").unwrap();
+        assert_eq!(log_folder(&layout, Part::Hub).unwrap(), Path::new("/elsewhere"));
+        std::fs::write(layout.config(Part::Hub), "audit_dir = \n").unwrap();
+        log_folder(&layout, Part::Hub).unwrap_err();
     }
 
     #[test]

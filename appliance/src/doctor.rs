@@ -215,14 +215,17 @@ fn audit_keys_and_heads(layout: &Layout, is_running: bool) -> Vec<Check> {
         let parts = Part::ALL.iter();
         checks.extend(parts.filter_map(|part| checkpoint(layout, *part, &pins, is_running)));
     }
-    checks.push(heads_outside(layout));
+    checks.push(heads_outside(layout, is_running));
     checks
 }
 
 /// The newest head of one log, and how far the records are ahead of it.
 fn checkpoint(layout: &Layout, part: Part, pins: &Pins, is_running: bool) -> Option<Check> {
     let name = format!("head of {}", part.as_str());
-    let folder = audit_keys::log_folder(layout, part);
+    let folder = match audit_keys::log_folder(layout, part) {
+        Ok(folder) => folder,
+        Err(error) => return Some(Check::bad(name, format!("{error:#}"))),
+    };
     let changed = |file: &Path| std::fs::metadata(file).and_then(|found| found.modified()).ok();
     let mut segments = listed(&folder);
     segments.retain(|file| file.extension().is_some_and(|kind| kind == "jsonl"));
@@ -250,7 +253,7 @@ fn checkpoint(layout: &Layout, part: Part, pins: &Pins, is_running: bool) -> Opt
     })
 }
 
-fn heads_outside(layout: &Layout) -> Check {
+fn heads_outside(layout: &Layout, is_running: bool) -> Check {
     let name = "heads outside";
     let sinks = Settings::read(&layout.settings()).ok().and_then(|settings| settings.heads);
     let Some(sinks) = sinks.filter(|sinks| !sinks.is_empty()) else {
@@ -268,10 +271,9 @@ fn heads_outside(layout: &Layout) -> Check {
         let text = "lies in the data folder: who can write one can write the other";
         return Check::bad(name, format!("`{}` {text}", folder.display()));
     }
-    match heads::State::read(layout).map(|state| state.told()) {
-        Ok(Ok(told)) => Check::good(name, told),
-        Ok(Err(problems)) => Check::bad(name, problems),
-        Err(error) => Check::bad(name, format!("{error:#}")),
+    match heads::health(layout, is_running) {
+        Ok(told) => Check::good(name, told),
+        Err(problems) => Check::bad(name, problems),
     }
 }
 

@@ -90,7 +90,7 @@ fn lost_audit_keys(layout: &Layout) -> anyhow::Result<Vec<String>> {
     let mut problems = Vec::new();
     for part in Part::ALL {
         let key = audit_keys::key_file(layout, part)?;
-        let records = audit_keys::log_folder(layout, part);
+        let records = audit_keys::log_folder(layout, part)?;
         if !key.exists() && audit_keys::has_signed_records(&records) {
             let pinned = pins.of(part).map(|pin| format!(" (`{}`)", pin.as_str()));
             problems.push(format!(
@@ -192,7 +192,7 @@ mod tests {
         }
         let keys = secrets::ensure(&layout).unwrap();
         let names = Names { operator_name: "x".into(), id_domain: "id.example".into() };
-        audit_keys::ensure(&layout, true, "id.example").unwrap();
+        audit_keys::ensure(&layout, "id.example").unwrap();
         let settings = Settings::new(true);
         let values = part_config::FileValues { settings: &settings, names: &names, keys: &keys };
         part_config::write_missing(&layout, &values).unwrap();

@@ -130,20 +130,37 @@ impl Heads {
 }
 
 impl HttpSink {
+    /// Scheme, host, port and path. A query may hold a secret and is never shown.
+    pub(crate) fn shown(&self) -> String {
+        shown(&self.url)
+    }
+
     fn parse(text: &str, trust: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is no URL: write `https://host/path`");
+        let wrong = || "this is no URL: write `https://host/path`".to_owned();
         let url: http::Uri = text.parse().map_err(|_| wrong())?;
+        if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+            // Not repeated here: what stands before the @ is a secret.
+            return Err("a URL with a user or password is not taken: leave it out".to_owned());
+        }
         let host = url.host().ok_or_else(wrong)?;
         let address = host.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
         let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
         match url.scheme_str() {
             Some("https") => {}
             Some("http") if loopback => {}
-            Some("http") => return Err(format!("`{text}` is without TLS: use `https://`")),
+            Some("http") => {
+                return Err(format!("`{}` is without TLS: use `https://`", shown(&url)));
+            }
             Some(_) | None => return Err(wrong()),
         }
         Ok(Self { url, trust: PathBuf::from(trust) })
     }
+}
+
+fn shown(url: &http::Uri) -> String {
+    let scheme = url.scheme_str().unwrap_or_default();
+    let authority = url.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+    format!("{scheme}://{authority}{}", url.path())
 }
 
 impl SyslogSink {
@@ -399,6 +416,17 @@ mod tests {
         let line = error_line(&written(&bad).unwrap_err());
         for key in ["file_drop", "heads.http`", "syslog", "https://", "unix:/dev/log"] {
             assert!(line.contains(key), "{line}");
+        }
+    }
+
+    #[test]
+    fn secrets_in_a_sinks_url_are_refused_or_not_shown() {
+        let trust = SYSTEM_TRUST;
+        let sink = HttpSink::parse("https://w.example:8443/h?token=geheim", trust).unwrap();
+        assert_eq!(sink.shown(), "https://w.example:8443/h");
+        for url in ["https://user:geheim@w.example/h", "http://w.example/h?token=geheim"] {
+            let why = HttpSink::parse(url, trust).unwrap_err();
+            assert!(!why.contains("geheim"), "{why}");
         }
     }
 

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::admin::{self, Admin};
-use crate::audit::heads;
+use crate::audit::{access_index, heads};
 use crate::cli::Context;
+use crate::clock;
 use crate::layout::{Layout, Part};
 use crate::lock::Lock;
 use crate::output;
@@ -99,10 +100,9 @@ pub(crate) async fn lines(layout: &Layout, status: Option<&Status>) -> Vec<Line>
 fn head_bringer(layout: &Layout, status: Option<&Status>) -> Option<Line> {
     let record = status?.parts.iter().find(|record| record.name == HEAD_BRINGER)?;
     let (health, why) = match record_health(record) {
-        Ok(()) => match heads::State::read(layout).map(|state| state.told()) {
-            Ok(Ok(told)) => (Health::Up, told),
-            Ok(Err(problems)) => (Health::Degraded, problems),
-            Err(error) => (Health::Degraded, format!("{error:#}")),
+        Ok(()) => match heads::health(layout, true) {
+            Ok(told) => (Health::Up, told),
+            Err(problems) => (Health::Degraded, problems),
         },
         Err(told) => told,
     };
@@ -136,7 +136,10 @@ async fn answer_health(layout: &Layout, part: Part, status: Option<&Status>) -> 
             }
         }
         Part::Ra => admin_health(&Admin::ra(layout)).await,
-        Part::Hub => admin_health(&Admin::hub(layout)).await,
+        Part::Hub => match admin_health(&Admin::hub(layout)).await {
+            (Health::Up, counts) => with_index(layout, counts, status).await,
+            not_up => not_up,
+        },
         Part::Gateway => gateway_health(status).await,
     }
 }
@@ -146,6 +149,26 @@ async fn admin_health(admin: &Admin) -> (Health, String) {
         Ok(status) => (Health::Up, counts(&status)),
         Err(error) => (Health::Degraded, format!("{error:#}")),
     }
+}
+
+/// The hub is whole only when its access histories are.
+async fn with_index(layout: &Layout, counts: String, status: Option<&Status>) -> (Health, String) {
+    let is_settled = [Part::Hub, Part::Gateway].iter().all(|part| {
+        let record = status
+            .and_then(|status| status.parts.iter().find(|record| record.name == part.as_str()));
+        record.is_some_and(|record| is_up_since(record, clock::now_s()))
+    });
+    match access_index::health(layout, is_settled).await {
+        Ok(None) => (Health::Up, counts),
+        Ok(Some(told)) => (Health::Up, format!("{counts}, {told}")),
+        Err(error) => (Health::Degraded, format!("{error:#}")),
+    }
+}
+
+/// Whether a part has been up for [`SETTLED_S`].
+fn is_up_since(record: &Record, now_s: u64) -> bool {
+    let limit = clock::text(i64::try_from(now_s).unwrap_or_default() - SETTLED_S);
+    record.state == State::Up && record.ready_at.as_ref().is_some_and(|at| *at < limit)
 }
 
 /// The numbers of a part's own status, as words, sorted by name.
@@ -200,6 +223,9 @@ fn to_text(lines: &[Line]) -> String {
     output::table(&["PART", "STATE", "WHY"], &rows)
 }
 
+/// The hub tries to reach the gateway's records at least every 10 s.
+const SETTLED_S: i64 = 20;
+
 const NOT_RUNNING: &str = "not running: start the box with `sekisho up`";
 
 #[cfg(test)]
@@ -218,6 +244,16 @@ mod tests {
         let (health, why) = record_health(&record).unwrap_err();
         assert_eq!(health, Health::Down);
         assert!(why.contains("killed by signal 9"), "{why}");
+    }
+
+    #[test]
+    fn a_part_is_settled_a_while_after_it_became_ready() {
+        let mut record = Record::new("hub");
+        record.spawned(Some(1));
+        assert!(!is_up_since(&record, 1_774_971_000));
+        record.ready(clock::text(1_774_971_000));
+        assert!(!is_up_since(&record, 1_774_971_005));
+        assert!(is_up_since(&record, 1_774_971_060));
     }
 
     #[tokio::test]

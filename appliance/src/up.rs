@@ -258,7 +258,7 @@ fn prepare(args: &Args, layout: &Layout) -> anyhow::Result<Settings> {
     lost::refuse(layout)?;
     let keys = secrets::ensure(layout)?;
     let names = names(args);
-    audit_keys::ensure(layout, settings.demo, &id_domain(layout, &names)?)?;
+    audit_keys::ensure(layout, &id_domain(layout, &names)?)?;
     make_ca(layout, &settings, &names)?;
     let values = FileValues { settings: &settings, names: &names, keys: &keys };
     part_config::write_missing(layout, &values)?;

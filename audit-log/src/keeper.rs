@@ -317,9 +317,9 @@ impl Keeping {
         Ok(())
     }
 
-    /// The tree at the end of a segment, if every checkpoint in it was signed by our key over what is
-    /// before it. After a failure a segment ends without one; then its end is the writer's own word,
-    /// which the next header must repeat.
+    /// The tree at the end of a segment, if every checkpoint in it was signed by our key over what
+    /// is before it. After a failure a segment ends without one; then its end is the writer's own
+    /// word, which the next header must repeat.
     fn sound_end(&self, path: &Path) -> Result<Frontier, KeepError> {
         let not_sound = || KeepError::NotSound(path.to_owned());
         let io = |source| self.io("read", path, source);

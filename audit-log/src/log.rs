@@ -109,8 +109,8 @@ pub enum Error {
     },
     /// The log is not the one that its signed files tell of.
     #[error(
-        "audit log `{}`: {what}; run `sekisho audit verify`, keep this folder as evidence and start \
-         with a new one",
+        "audit log `{}`: {what}; run `sekisho audit verify`, keep this folder as evidence and \
+         start with a new one",
         dir.display()
     )]
     NotWhatItWas {

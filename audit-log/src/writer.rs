@@ -52,7 +52,7 @@ pub(crate) struct Writer {
     unseen: Option<String>,
     /// When refusals began to be counted.
     counting_since: Option<Instant>,
-    /// What the log has to say about itself when it can, and what of that is written but not synced.
+    /// What the log has to say about itself when it can, and what of that is written, not synced.
     own: VecDeque<Event>,
     own_unsynced: Vec<Event>,
     /// A sync failed: nothing after `durable` can be trusted.
@@ -349,7 +349,8 @@ impl Writer {
         Err(Error::Unavailable { reason: reason.into() })
     }
 
-    /// Writes whole lines, after which the log ends at `end`; `note` is the last checkpoint in them.
+    /// Writes whole lines, after which the log ends at `end`; `note` is the last checkpoint among
+    /// them.
     fn write(&mut self, lines: &[u8], end: Position, note: Option<String>) -> Result<(), Error> {
         if lines.is_empty() {
             return Ok(());

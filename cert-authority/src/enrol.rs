@@ -150,8 +150,8 @@ impl Enrolment {
         work.await.unwrap_or(Err(Error::Signer(protocol::Error::Lost)))
     }
 
-    /// Records that a request was refused before any work began on it. What is refused later has its
-    /// outcome on record.
+    /// Records that a request was refused before any work began on it. What is refused later has
+    /// its outcome on record.
     pub fn record_refusal(&self, client: SocketAddr, code_id: &str, error: &Error) {
         if let Some(reason) = refusal_code(error) {
             let code_id = normalise(code_id);

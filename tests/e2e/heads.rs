@@ -64,6 +64,11 @@ fn heads_reach_every_kind_of_sink_and_show_a_log_that_was_cut_back() {
     assert!(line.contains("up") && line.contains("last "), "{status}");
     let drop_text = heads.to_str().unwrap().to_owned();
     system.sekisho(["audit", "verify", "--heads", &drop_text]).ok();
+    // Where no head of a log lies, nothing is shown.
+    let nowhere = settings.parent().unwrap().to_str().unwrap().to_owned();
+    let seen = system.sekisho(["audit", "verify", "--heads", &nowhere]);
+    assert_eq!(seen.code, 1, "{seen}");
+    assert!(seen.stdout.contains("no head of `") && seen.stdout.contains(&nowhere), "{seen}");
     let stopped = system.stop();
     // The heads with which the programs closed their logs have left too.
     assert_eq!(size(&own.join("latest")), size(&log.join("checkpoint")));
@@ -87,6 +92,9 @@ fn cut_back(data: &Path, log: &Path, older: &Path, heads: &Path) {
     let push = sekisho(["audit", "push", "--data", data_text]);
     assert_eq!(push.code, 1, "{push}");
     assert!(push.stdout.contains("records were cut off"), "{push}");
+    // It stands: over another start, and whatever is done without a log that continues.
+    let again = sekisho(["audit", "push", "--data", data_text]);
+    assert_eq!(again.code, 1, "{again}");
     let doctor = sekisho(["doctor", "--data", data_text]);
     let told = doctor.stdout.lines().find(|line| line.contains("heads outside")).unwrap();
     assert!(told.starts_with('✗') && told.contains("cut off"), "{doctor}");

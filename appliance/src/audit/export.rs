@@ -61,9 +61,16 @@ pub(super) fn run(args: &Args, selection: &Selection, context: &Context) -> anyh
     let unwritable = || format!("file `{}` cannot be written", path.display());
     let temporary = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")))
         .map_err(|error| usage(format!("{}: {error}", unwritable())))?;
-    let records = write(args, selection, context, temporary.as_file()).with_context(unwritable)?;
+    let records = write(args, selection, context, temporary.as_file()).map_err(|error| {
+        // What is wrong with a log is not said of the file.
+        let is_ours = error.downcast_ref::<std::io::Error>().is_some();
+        if is_ours { error.context(unwritable()) } else { error }
+    })?;
     temporary.as_file().sync_all().with_context(unwritable)?;
     temporary.persist(path).map_err(|error| error.error).with_context(unwritable)?;
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.sync_all())
+        .with_context(unwritable)?;
     progress(&format!("{records} records written to `{}`", path.display()));
     Ok(true)
 }
@@ -98,7 +105,7 @@ fn write(
             table.write_record(COLUMNS).map_err(as_io)?;
             search::in_order(selection, &query, &mut |part, found| {
                 records += 1;
-                let row = Row::of(part, &found);
+                let row = Row::of(part, &found, query.insured.as_deref());
                 Ok(table.write_record(row.0.iter().map(|cell| safe(cell))).map_err(as_io)?)
             })?;
             table.flush()?;
@@ -121,7 +128,8 @@ fn as_io(error: csv::Error) -> std::io::Error {
 struct Row([String; COLUMNS.len()]);
 
 impl Row {
-    fn of(part: &str, found: &Found) -> Self {
+    /// `person`: the pseudonym that was looked for.
+    fn of(part: &str, found: &Found, person: Option<&str>) -> Self {
         let entry = &found.entry;
         let mut row = Self(std::array::from_fn(|_| String::new()));
         row.set("part", part);
@@ -135,7 +143,18 @@ impl Row {
             row.set("ended_at", &end.at);
             row.event_end(&end.event);
         }
+        row.counted_of(&entry.event, person);
         row
+    }
+
+    /// Of refusals that were counted together: how many concerned the one person looked for.
+    fn counted_of(&mut self, event: &Event, person: Option<&str>) {
+        if let (Event::Aggregated { insured, .. }, Some(person)) = (event, person)
+            && let Some(count) = insured.get(person)
+        {
+            self.set("insured", person);
+            self.set("count", count);
+        }
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "takes values and references alike")]
@@ -170,8 +189,9 @@ impl Row {
                 self.set("client_addr", client_addr);
             }
             Event::HandshakeFailed { reason, detail, client_addr, actor } => {
+                // A refused certificate proves nothing: what it says stands apart.
                 if let Some(actor) = actor {
-                    self.parties(None, actor, &Object::default());
+                    self.set("claimed", &actor.principal);
                 }
                 self.set("reasons", reason);
                 self.set("detail", detail);
@@ -193,8 +213,10 @@ impl Row {
                 self.set("request_id", request_id);
                 self.event_end(event);
             }
-            Event::Aggregated { what, party, count, reasons, .. } => {
-                self.set("principal", party);
+            Event::Aggregated { what, party, count, reasons, from, until, .. } => {
+                self.parties(None, &Actor::of(party), &Object::default());
+                self.set("from", from);
+                self.set("until", until);
                 self.set("count", count);
                 let told: Vec<String> =
                     reasons.iter().map(|(code, n)| format!("{code}={n}")).collect();
@@ -213,7 +235,10 @@ impl Row {
     }
 
     fn event_end(&mut self, event: &Event) {
-        if let Event::Completion { status, bytes_sent, duration_us, outcome, .. } = event {
+        if let Event::Completion { status, bytes_sent, duration_us, outcome, reasons, .. } = event {
+            if !reasons.is_empty() {
+                self.set("reasons", reasons.join(" "));
+            }
             self.set("status", status);
             self.set("bytes_sent", bytes_sent);
             self.set("duration_us", duration_us);
@@ -241,17 +266,22 @@ impl Row {
 
 /// A cell that no spreadsheet takes for a formula: the apostrophe makes it text.
 fn safe(cell: &str) -> String {
-    let starts_one = cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\n']);
+    let starts_one = cell.starts_with(STARTS);
     if starts_one { format!("'{cell}") } else { cell.to_owned() }
 }
 
-const COLUMNS: [&str; 29] = [
+/// What begins a formula; the full-width forms do in Japanese spreadsheets.
+const STARTS: [char; 11] =
+    ['=', '+', '-', '@', '\t', '\r', '\n', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'];
+
+const COLUMNS: [&str; 32] = [
     "part",
     "number",
     "at",
     "event",
     "request_id",
     "principal",
+    "claimed",
     "office",
     "serial",
     "staff",
@@ -269,6 +299,8 @@ const COLUMNS: [&str; 29] = [
     "duration_us",
     "outcome",
     "count",
+    "from",
+    "until",
     "policy",
     "facts_ca_seq",
     "facts_hub_seq",
@@ -295,6 +327,10 @@ mod tests {
             ("-1", "'-1"),
             ("@x", "'@x"),
             ("\tx", "'\tx"),
+            ("＝1", "'＝1"),
+            ("＋1", "'＋1"),
+            ("－1", "'－1"),
+            ("＠x", "'＠x"),
             ("a=b", "a=b"),
             ("", ""),
         ] {
@@ -337,8 +373,10 @@ mod tests {
         assert_eq!(table.headers().unwrap().len(), COLUMNS.len());
         let rows: Vec<csv::StringRecord> = table.records().map(Result::unwrap).collect();
         let row = rows.iter().find(|row| &row[3] == "handshake_failed").unwrap();
-        assert_eq!((&row[5], &row[6]), ("office/1370000001/terminal/a", "1370000001"));
-        assert_eq!(&row[27], "'=HYPERLINK(\"x\",\"a, b\")");
+        let cell = |name: &str| &row[COLUMNS.iter().position(|column| *column == name).unwrap()];
+        assert_eq!(cell("claimed"), "office/1370000001/terminal/a");
+        assert_eq!((cell("principal"), cell("office")), ("", ""), "nothing of it is proved");
+        assert_eq!(cell("detail"), "'=HYPERLINK(\"x\",\"a, b\")");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing temporary stays");
         let path = folder.path().join("out.jsonl");
         run(&args(Format::Jsonl, Some(path.clone())), &selection, &context).unwrap();
@@ -348,5 +386,44 @@ mod tests {
         assert_eq!(text.lines().count(), rows.len());
         let nowhere = args(Format::Csv, Some("/nonexistent/x.csv".into()));
         assert_eq!(crate::exit::exit_code(&run(&nowhere, &selection, &context).unwrap_err()), 64);
+    }
+
+    #[test]
+    fn counted_denials_say_the_person_their_own_count_and_the_time() {
+        let (person, other) = ("ab".repeat(16), "cd".repeat(16));
+        let event = Event::Aggregated {
+            what: "denials".into(),
+            party: "office/1370000001/terminal/a".into(),
+            from: "2026-04-01T09:00:00.000Z".into(),
+            until: "2026-04-01T09:01:00.000Z".into(),
+            count: 40,
+            reasons: std::collections::BTreeMap::from([("not_registered".to_owned(), 40)]),
+            insured: [(person.clone(), 3), (other, 37)].into_iter().collect(),
+            insured_not_named: 0,
+        };
+        let entry = audit_log::Entry { number: 1, at: String::new(), event, hash: String::new() };
+        let found = Found { entry, completion: None };
+        let row = Row::of("gateway", &found, Some(&person));
+        let cell = |row: &Row, name: &str| {
+            row.0[COLUMNS.iter().position(|column| *column == name).unwrap()].clone()
+        };
+        assert_eq!((cell(&row, "insured"), cell(&row, "count")), (person, "3".to_owned()));
+        assert_eq!(cell(&row, "office"), "1370000001");
+        assert_eq!(cell(&row, "from"), "2026-04-01T09:00:00.000Z");
+        assert_eq!(cell(&row, "until"), "2026-04-01T09:01:00.000Z");
+        let all = Row::of("gateway", &found, None);
+        assert_eq!((cell(&all, "insured"), cell(&all, "count")), (String::new(), "40".to_owned()));
+    }
+
+    #[test]
+    fn a_damaged_log_is_not_said_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let selection = selection(&folder.path().join("log"));
+        std::fs::write(folder.path().join("log/00000001.jsonl"), "no header\n").unwrap();
+        let context = Context { layout: Layout::new(folder.path()).unwrap(), json: false };
+        let path = folder.path().join("out.csv");
+        let error = run(&args(Format::Csv, Some(path)), &selection, &context).unwrap_err();
+        let told = format!("{error:#}");
+        assert!(told.contains("log of gateway") && !told.contains("cannot be written"), "{told}");
     }
 }

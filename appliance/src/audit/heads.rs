@@ -20,7 +20,7 @@ mod http;
 mod state;
 mod syslog;
 
-pub(crate) use state::{Delivered, LogState, State, state_file};
+pub(crate) use state::{Delivered, Earlier, Failing, Known, LogState, State, health, state_file};
 
 /// The name of a log's folder in a file drop.
 pub(super) fn drop_folder(origin: &str) -> String {
@@ -29,7 +29,7 @@ pub(super) fn drop_folder(origin: &str) -> String {
 
 /// Where heads are brought.
 #[derive(Debug)]
-pub(super) struct Sink {
+pub(crate) struct Sink {
     kind: Kind,
     /// A write to a dead network folder may never end; it keeps this, and no other begins.
     writing: Arc<Semaphore>,
@@ -45,7 +45,7 @@ enum Kind {
 
 impl Sink {
     /// The sinks that the settings name.
-    pub(super) fn all(heads: &Heads) -> Vec<Self> {
+    pub(crate) fn all(heads: &Heads) -> Vec<Self> {
         let folder = heads.file_drop.clone().map(Kind::Folder);
         let http = heads.http.clone().map(Kind::Http);
         let syslog = heads.syslog.clone().map(Kind::Syslog);
@@ -97,7 +97,7 @@ impl fmt::Display for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             Kind::Folder(folder) => write!(f, "folder {}", folder.display()),
-            Kind::Http(sink) => write!(f, "{}", sink.url),
+            Kind::Http(sink) => f.write_str(&sink.shown()),
             Kind::Syslog(SyslogSink::Udp(to)) => write!(f, "syslog udp://{to}"),
             Kind::Syslog(SyslogSink::Tcp(to)) => write!(f, "syslog tcp://{to}"),
             Kind::Syslog(SyslogSink::Unix(path)) => write!(f, "syslog unix:{}", path.display()),

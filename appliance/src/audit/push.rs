@@ -7,16 +7,16 @@
 //! ```
 //!
 //! A process of its own: it holds no key, cannot write a log, and may fail without stopping the
-//! gateway. Invariants: one sink never waits for another; a head that is smaller than the last
-//! accepted one, or that does not continue it, is not brought anywhere.
+//! gateway. Invariants: one sink never waits for another, nor one log's head for another's; a head
+//! that is smaller than the last accepted one, or that does not continue it, is not brought
+//! anywhere.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use audit_log::{Checkpoint, ProofError, VerifyingKey};
+use audit_log::Checkpoint;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -31,7 +31,11 @@ use crate::output::{self, progress};
 use crate::process::HEAD_BRINGER;
 use crate::settings::Settings;
 
-use super::heads::{Delivered, LogState, Sink, State, state_file};
+use super::heads::{Delivered, Earlier, Failing, Known, LogState, Sink, State, state_file};
+
+mod judge;
+
+use judge::{Judge, Trouble, Verdict};
 
 /// Arguments of `push`.
 #[derive(Debug, clap::Args)]
@@ -70,14 +74,15 @@ async fn once(context: &Context, sinks: &[Sink]) -> anyhow::Result<bool> {
             "another process already brings the heads of this folder: see `sekisho status`"
         )
     };
-    let shared = Shared::open(layout);
+    let shared = Shared::open(layout, sinks);
     let heads = tokio::task::block_in_place(|| shared.look(layout));
     for sink in sinks {
-        shared.deliver(sink, &heads).await;
+        shared.deliver(sink, &heads, &mut Retries::default()).await;
     }
     shared.save();
     let state = shared.snapshot();
-    let told = state.told();
+    // A running box may have a newer head by now: that is no fault of this delivery.
+    let told = state.told(&Known::of(layout, true)?);
     output::data(context.json, &json!({"ok": told.is_ok(), "state": state}), || match &told {
         Ok(told) => format!("✓ {told}"),
         Err(problems) => format!("✗ {problems}"),
@@ -87,14 +92,22 @@ async fn once(context: &Context, sinks: &[Sink]) -> anyhow::Result<bool> {
 
 async fn follow(args: &Args, layout: &Layout, sinks: Vec<Sink>) -> anyhow::Result<bool> {
     let mut stop = Stop::new(args.supervised)?;
-    if args.supervised {
+    let free = try_lock(layout)?;
+    let is_free = free.is_some();
+    if args.supervised && !is_free {
         say_ready(layout)?;
     }
-    let _lock = tokio::select! {
-        lock = lock(layout) => lock?,
-        () = stop.wait() => return Ok(true),
+    let _lock = match free {
+        Some(lock) => lock,
+        None => tokio::select! {
+            lock = lock(layout) => lock?,
+            () = stop.wait() => return Ok(true),
+        },
     };
-    let shared = Arc::new(Shared::open(layout));
+    let shared = Arc::new(Shared::open(layout, &sinks));
+    if args.supervised && is_free {
+        say_ready(layout)?;
+    }
     let (publish, published) = watch::channel(Heads::new());
     let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
     progress(&format!("heads of the audit logs are brought to: {}", names.join(", ")));
@@ -132,32 +145,30 @@ async fn follow(args: &Args, layout: &Layout, sinks: Vec<Sink>) -> anyhow::Resul
     Ok(true)
 }
 
-/// Brings what is published to one sink, until nothing more will be.
+/// Brings what is published to one sink, until nothing more will be. Whoever stops this does not
+/// wait for a sink that takes nothing.
 async fn bring(sink: Sink, mut published: watch::Receiver<Heads>, shared: Arc<Shared>) {
-    let mut wait = RETRY_MIN;
+    let mut retries = Retries::default();
     let mut alarmed = Instant::now();
     loop {
         let heads = published.borrow_and_update().clone();
-        let all_there = shared.deliver(&sink, &heads).await;
-        if all_there {
-            wait = RETRY_MIN;
-            if published.changed().await.is_err() {
-                return;
-            }
-            continue;
-        }
+        let all_there = shared.deliver(&sink, &heads, &mut retries).await;
         if let Some(alarm) = shared.alarm(&sink)
             && alarmed.elapsed() >= ALARM_AFTER
         {
             progress(&format!("alarm: {alarm}"));
             alarmed = Instant::now();
         }
-        // Whoever stops this does not wait for a sink that takes nothing.
-        if published.has_changed().is_err() {
-            return;
+        let again = async {
+            if all_there {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(RETRY_MIN).await;
+        };
+        tokio::select! {
+            changed = published.changed() => if changed.is_err() { return },
+            () = again => {}
         }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(RETRY_MAX);
     }
 }
 
@@ -169,23 +180,32 @@ struct Shared {
     path: std::path::PathBuf,
     /// With whether it differs from the file.
     state: Mutex<(State, bool)>,
-    /// By part: the last head that was proved to continue the one before, and when to prove next.
-    proved: Mutex<BTreeMap<Part, (Checkpoint, Instant)>>,
+    judge: Judge,
 }
 
 impl Shared {
-    /// What the last run left. A file that cannot be used is told and begun anew: the sinks know
-    /// what they have.
-    fn open(layout: &Layout) -> Self {
-        let state = State::read(layout).unwrap_or_else(|error| {
+    /// What the last run left, of the sinks that there are now. A file that cannot be used is told
+    /// and begun anew: the sinks know what they have.
+    fn open(layout: &Layout, sinks: &[Sink]) -> Self {
+        let mut state = State::read(layout).unwrap_or_else(|error| {
             progress(&format!("warning: {error:#}: begun anew"));
             State::default()
         });
-        Self {
-            path: state_file(layout),
-            state: Mutex::new((state, false)),
-            proved: Mutex::default(),
+        let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
+        state.sinks.retain(|name, _| names.contains(name));
+        for name in names {
+            let sink = state.sinks.entry(name).or_default();
+            // While nobody brought heads, none was on its way.
+            sink.behind_since_s.clear();
         }
+        state.looked_at_s = clock::now_s();
+        let shared = Self {
+            path: state_file(layout),
+            state: Mutex::new((state, true)),
+            judge: Judge::default(),
+        };
+        shared.save();
+        shared
     }
 
     fn snapshot(&self) -> State {
@@ -215,112 +235,130 @@ impl Shared {
         }
     }
 
-    /// Looks at the newest head of each log; those that continue the last accepted one are
-    /// accepted.
+    /// Looks at the newest head of each log; those that continue the ones before are accepted.
     fn look(&self, layout: &Layout) -> Heads {
         let mut heads = Heads::new();
         let pins = match Pins::read(&layout.pins()) {
             Ok(pins) => pins,
             Err(error) => {
-                let problem = format!("{error:#}");
-                Part::ALL.iter().for_each(|part| self.tell(*part, Some(problem.clone())));
+                for part in Part::ALL {
+                    self.tell(part, Some(Trouble { text: format!("{error:#}"), stands: false }));
+                }
                 return heads;
             }
         };
         for part in Part::ALL {
-            let before = self.snapshot().logs.remove(part.as_str()).unwrap_or_default();
-            match self.newest(layout, part, &pins, &before) {
-                Ok(None) => {}
-                Ok(Some(head)) => {
-                    self.accept(part, &head);
+            match self.newest(layout, part, &pins) {
+                Ok(Verdict::Nothing) => self.tell(part, None),
+                Ok(Verdict::Withheld) => {}
+                Ok(Verdict::Sound { head, is_proved }) => {
+                    self.accept(part, &head, is_proved);
                     heads.insert(part, head);
                 }
-                Err(error) => self.tell(part, Some(format!("{error:#}"))),
+                Err(trouble) => self.tell(part, Some(trouble)),
             }
         }
+        self.note_look(&heads);
         heads
     }
 
-    /// The newest head of a log, if it continues the one that was accepted before.
-    ///
-    /// # Errors
-    /// When it does not, cannot be read, or is not signed by the pinned key.
-    fn newest(
-        &self,
-        layout: &Layout,
-        part: Part,
-        pins: &Pins,
-        before: &LogState,
-    ) -> anyhow::Result<Option<Checkpoint>> {
-        let folder = audit_keys::log_folder(layout, part);
+    fn newest(&self, layout: &Layout, part: Part, pins: &Pins) -> Result<Verdict, Trouble> {
+        let folder = audit_keys::log_folder(layout, part)?;
         let key = pins.require(part)?;
-        let head = audit_log::latest_checkpoint(&folder, key)?;
-        let Some(accepted) = &before.accepted else { return Ok(head) };
-        // Of an earlier box of this name, whose key is no longer the pinned one.
-        if accepted.lines().next() != Some(key.name()) {
-            return Ok(head);
-        }
-        let accepted = Checkpoint::open(accepted, key)?;
-        let Some(head) = head else {
-            anyhow::bail!(
-                "the log has no head any more, and one over {} records was brought out: {ADVICE}",
-                accepted.size()
-            )
-        };
-        is_not_smaller(&accepted, &head)?;
-        self.prove(part, &folder, key, (accepted, &head))?;
-        Ok(Some(head))
+        self.note_origin(part, key.name());
+        let before = self.snapshot().logs.remove(part.as_str()).unwrap_or_default();
+        self.judge.judge(part, &folder, key, &before)
     }
 
-    /// Proves that a head continues the last proved one. On a large log a proof takes a while:
-    /// then it is not made for every head, but from the last proved one on.
-    fn prove(
-        &self,
-        part: Part,
-        folder: &Path,
-        key: &VerifyingKey,
-        (accepted, head): (Checkpoint, &Checkpoint),
-    ) -> anyhow::Result<()> {
-        let known = self.proved.lock().unwrap_or_else(PoisonError::into_inner).remove(&part);
-        let now = Instant::now();
-        let (from, not_before) = known.unwrap_or((accepted, now));
-        let next = if head.size() > from.size() && now >= not_before {
-            continues(folder, key, &from, head)?;
-            (head.clone(), now + now.elapsed() * PROOF_PAUSE)
-        } else {
-            (from, not_before)
-        };
-        self.proved.lock().unwrap_or_else(PoisonError::into_inner).insert(part, next);
-        Ok(())
-    }
-
-    fn accept(&self, part: Part, head: &Checkpoint) {
+    /// A log under another name than before is another log: that is told once, and written down.
+    fn note_origin(&self, part: Part, origin: &str) {
         self.change(|state| {
-            let accepted = LogState {
-                accepted: Some(head.note().to_owned()),
-                size: head.size(),
-                problem: None,
-            };
-            state.logs.insert(part.as_str().to_owned(), accepted);
+            let Some(log) = state.logs.get_mut(part.as_str()) else { return };
+            let before = log.accepted.as_ref().and_then(|note| note.lines().next());
+            let Some(before) = before.filter(|before| *before != origin) else { return };
+            progress(&format!(
+                "alarm: {}: heads of `{before}` over {} records were brought out, and now \
+                 `{origin}` is pinned: unless the box was made anew, find out who changed the pins",
+                part.as_str(),
+                log.size
+            ));
+            let earlier =
+                Earlier { origin: before.to_owned(), size: log.size, until_s: clock::now_s() };
+            let mut all = std::mem::take(&mut log.earlier);
+            all.push(earlier);
+            let surplus = all.len().saturating_sub(EARLIER_MAX);
+            all.drain(..surplus);
+            *log = LogState { earlier: all, ..LogState::default() };
         });
     }
 
-    /// Tells a problem once, when it comes or changes.
-    fn tell(&self, part: Part, problem: Option<String>) {
+    fn accept(&self, part: Part, head: &Checkpoint, is_proved: bool) {
         self.change(|state| {
             let log = state.logs.entry(part.as_str().to_owned()).or_default();
+            if is_proved {
+                log.proved = Some(head.note().to_owned());
+                if log.stands {
+                    progress(&format!("{}: its heads continue again", part.as_str()));
+                }
+            } else if log.proved.is_none() {
+                log.proved = log.accepted.take();
+            }
+            log.accepted = Some(head.note().to_owned());
+            log.size = head.size();
+            log.problem = None;
+            log.stands = false;
+        });
+    }
+
+    /// Tells a problem once, when it comes or changes. One that stands gives way to no lesser one.
+    fn tell(&self, part: Part, trouble: Option<Trouble>) {
+        self.change(|state| {
+            let log = state.logs.entry(part.as_str().to_owned()).or_default();
+            let stands = trouble.as_ref().is_some_and(|trouble| trouble.stands);
+            if log.stands && !stands {
+                return;
+            }
+            let problem = trouble.map(|trouble| trouble.text);
+            // A cut log that grows is told once, not at every new number of records.
+            let is_same = log.stands && after_numbers(&log.problem) == after_numbers(&problem);
             if log.problem != problem {
-                if let Some(problem) = &problem {
+                if let Some(problem) = problem.as_ref().filter(|_| !is_same) {
                     progress(&format!("alarm: {}: {problem}", part.as_str()));
                 }
                 log.problem = problem;
             }
+            log.stands = stands;
         });
     }
 
-    /// Brings what the sink does not have yet; whether it has everything then.
-    async fn deliver(&self, sink: &Sink, heads: &Heads) -> bool {
+    /// Notes when the logs were looked at, and what each sink has not got of what was found.
+    fn note_look(&self, heads: &Heads) {
+        let now_s = clock::now_s();
+        self.change(|state| {
+            if now_s >= state.looked_at_s + LOOK_NOTED_EVERY_S || now_s < state.looked_at_s {
+                state.looked_at_s = now_s;
+            }
+            for sink in state.sinks.values_mut() {
+                let is_found = |name: &str| heads.keys().any(|part| part.as_str() == name);
+                sink.behind_since_s.retain(|part, _| is_found(part));
+                for (part, head) in heads {
+                    let part = part.as_str();
+                    let has = sink.delivered.get(part).map(|delivered| delivered.size);
+                    if has == Some(head.size()) {
+                        sink.behind_since_s.remove(part);
+                    } else {
+                        sink.behind_since_s.entry(part.to_owned()).or_insert(now_s);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Brings what the sink does not have yet; whether it has everything then. A log whose head it
+    /// does not take keeps none of the others back.
+    async fn deliver(&self, sink: &Sink, heads: &Heads, retries: &mut Retries) -> bool {
         let name = sink.to_string();
+        let mut all_there = true;
         for (part, head) in heads {
             let has =
                 self.snapshot().sinks.get(&name).and_then(|sink| {
@@ -329,13 +367,16 @@ impl Shared {
             if has == Some(head.size()) {
                 continue;
             }
+            if retries.must_wait(*part) {
+                all_there = false;
+                continue;
+            }
             let delivered = sink.deliver(head).await;
             self.note_delivery(&name, *part, head, delivered.as_ref().err());
-            if delivered.is_err() {
-                return false;
-            }
+            retries.tried(*part, delivered.is_ok());
+            all_there &= delivered.is_ok();
         }
-        true
+        all_there
     }
 
     fn note_delivery(
@@ -347,78 +388,65 @@ impl Shared {
     ) {
         self.change(|state| {
             let sink = state.sinks.entry(name.to_owned()).or_default();
+            let part = part.as_str();
             let Some(error) = error else {
                 let delivered = Delivered { size: head.size(), at_s: clock::now_s() };
-                sink.delivered.insert(part.as_str().to_owned(), delivered);
-                if sink.failing_since_s.take().is_some() {
-                    progress(&format!("{name} takes heads again"));
+                sink.delivered.insert(part.to_owned(), delivered);
+                sink.behind_since_s.remove(part);
+                if sink.failing.remove(part).is_some() {
+                    progress(&format!("{name} takes heads of {part} again"));
                 }
-                sink.error = None;
                 return;
             };
-            let error = format!("head of {}: {error:#}", part.as_str());
-            if sink.error.as_ref() != Some(&error) {
-                progress(&format!("warning: {name}: {error}"));
+            let error = format!("{error:#}");
+            let failing = sink
+                .failing
+                .entry(part.to_owned())
+                .or_insert_with(|| Failing { since_s: clock::now_s(), error: String::new() });
+            if failing.error != error {
+                progress(&format!("warning: {name}: head of {part}: {error}"));
+                failing.error = error;
             }
-            sink.error = Some(error);
-            sink.failing_since_s.get_or_insert(clock::now_s());
         });
     }
 
-    /// In words, when a sink has taken nothing for too long.
+    /// In words, when a sink has not taken some log's heads for too long.
     fn alarm(&self, sink: &Sink) -> Option<String> {
         let name = sink.to_string();
         let state = self.snapshot().sinks.remove(&name)?;
-        let seconds = clock::now_s().saturating_sub(state.failing_since_s?);
-        let why = state.error.unwrap_or_default();
-        (seconds > ALARM_AFTER.as_secs())
-            .then(|| format!("no head has reached {name} for {seconds} s: {why}"))
+        let told = state.failing.iter().filter_map(|(part, failing)| {
+            let seconds = clock::now_s().saturating_sub(failing.since_s);
+            (seconds > ALARM_AFTER.as_secs()).then(|| {
+                format!("no head of {part} has reached {name} for {seconds} s: {}", failing.error)
+            })
+        });
+        let told: Vec<String> = told.collect();
+        (!told.is_empty()).then(|| told.join("; "))
     }
 }
 
-fn is_not_smaller(before: &Checkpoint, head: &Checkpoint) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        head.size() >= before.size(),
-        "the newest head covers {} records, and one over {} records was brought out: records were \
-         cut off: {ADVICE}",
-        head.size(),
-        before.size()
-    );
-    anyhow::ensure!(
-        head.size() > before.size() || head.root() == before.root(),
-        "two heads over {} records differ: the log was written anew: {ADVICE}",
-        head.size()
-    );
-    Ok(())
+/// An alarm's words after those that count records.
+fn after_numbers(problem: &Option<String>) -> Option<&str> {
+    problem.as_ref()?.split_once(": ").map(|(_, words)| words)
 }
 
-/// Whether a head continues an earlier, smaller one.
-///
-/// # Errors
-/// When it does not.
-fn continues(
-    folder: &Path,
-    key: &VerifyingKey,
-    before: &Checkpoint,
-    head: &Checkpoint,
-) -> anyhow::Result<()> {
-    let proof = match audit_log::prove_consistency(folder, before, head) {
-        Ok(proof) => proof,
-        // What retention has deleted since is proved by the tombstone, to `audit verify`.
-        Err(ProofError::Deleted { .. }) => return Ok(()),
-        Err(error) => {
-            return Err(error).with_context(|| {
-                format!(
-                    "the head over {} records is not shown to continue the one over {}: {ADVICE}",
-                    head.size(),
-                    before.size()
-                )
-            });
+/// When each log's head may be tried again at one sink, and the wait after that.
+#[derive(Debug, Default)]
+struct Retries(BTreeMap<Part, (Instant, Duration)>);
+
+impl Retries {
+    fn must_wait(&self, part: Part) -> bool {
+        self.0.get(&part).is_some_and(|(not_before, _)| Instant::now() < *not_before)
+    }
+
+    fn tried(&mut self, part: Part, arrived: bool) {
+        if arrived {
+            self.0.remove(&part);
+            return;
         }
-    };
-    audit_log::check_consistency_proof(&proof, key)
-        .map(|_| ())
-        .with_context(|| format!("the log's proof for its newest head is wrong: {ADVICE}"))
+        let wait = self.0.get(&part).map_or(RETRY_MIN, |(_, wait)| (*wait * 2).min(RETRY_MAX));
+        self.0.insert(part, (Instant::now() + wait, wait));
+    }
 }
 
 /// The lock of whoever brings heads; waits for another.
@@ -498,15 +526,14 @@ fn end_of_input() -> oneshot::Receiver<()> {
     told
 }
 
-/// What to do about a log that does not continue.
-const ADVICE: &str = "look with `sekisho audit verify --heads`; after restoring a backup on \
-    purpose, remove run/heads.json";
-
-/// Proofs take at most one part in so many of the time.
-const PROOF_PAUSE: u32 = 20;
-
 /// How often the logs' newest heads are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A look is written down at least this often.
+const LOOK_NOTED_EVERY_S: u64 = 20;
+
+/// At most this many earlier names of a log are remembered.
+const EARLIER_MAX: usize = 16;
 
 /// The first and the longest wait before a delivery is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(500);
@@ -524,6 +551,7 @@ const LOCK_POLL: Duration = Duration::from_millis(500);
 mod tests {
     use super::*;
     use audit_log::{AuditLog, CheckpointKey, Event, Options};
+    use std::path::Path;
 
     struct Box {
         _folder: tempfile::TempDir,
@@ -536,17 +564,30 @@ mod tests {
         for folder in layout.folders() {
             files::private_folder(&folder).unwrap();
         }
-        audit_keys::ensure(&layout, true, "id.example").unwrap();
+        audit_keys::ensure(&layout, "id.example").unwrap();
         Box { _folder: folder, layout }
     }
 
     fn write(layout: &Layout, records: usize) {
-        let key = CheckpointKey::load(&layout.audit_key(Part::Hub)).unwrap();
-        let log = AuditLog::open(&layout.audit(Part::Hub), Options::new("hub", key)).unwrap();
+        write_of(layout, Part::Hub, records);
+    }
+
+    fn write_of(layout: &Layout, part: Part, records: usize) {
+        let key = CheckpointKey::load(&layout.audit_key(part)).unwrap();
+        let log = AuditLog::open(&layout.audit(part), Options::new(part.as_str(), key)).unwrap();
         for _ in 0..records {
             log.append(&Event::ServiceStopped).unwrap().durable_blocking().unwrap();
         }
         log.close();
+    }
+
+    fn problem(shared: &Shared) -> String {
+        shared.snapshot().told(&Known::default()).unwrap_err()
+    }
+
+    fn replace(layout: &Layout, from: &Path) {
+        std::fs::remove_dir_all(layout.audit(Part::Hub)).unwrap();
+        copy_files(from, &layout.audit(Part::Hub));
     }
 
     #[test]
@@ -554,29 +595,93 @@ mod tests {
         let a_box = a_box();
         let layout = &a_box.layout;
         write(layout, 3);
-        let shared = Shared::open(layout);
+        let shared = Shared::open(layout, &[]);
         let first = shared.look(layout);
         assert_eq!(first.keys().collect::<Vec<_>>(), [&Part::Hub]);
-        let copy = layout.root().join("copy");
-        copy_files(&layout.audit(Part::Hub), &copy);
+        let (older, newer) = (layout.root().join("older"), layout.root().join("newer"));
+        copy_files(&layout.audit(Part::Hub), &older);
         write(layout, 5);
         let second = shared.look(layout);
         assert!(second[&Part::Hub].size() > first[&Part::Hub].size());
         shared.save();
+        copy_files(&layout.audit(Part::Hub), &newer);
 
-        std::fs::remove_dir_all(layout.audit(Part::Hub)).unwrap();
-        copy_files(&copy, &layout.audit(Part::Hub));
-        let shared = Shared::open(layout);
+        replace(layout, &older);
+        let shared = Shared::open(layout, &[]);
         assert!(shared.look(layout).is_empty());
-        let problem = shared.snapshot().told().unwrap_err();
-        assert!(problem.contains("records were cut off"), "{problem}");
+        assert!(problem(&shared).contains("records were cut off"));
 
-        std::fs::remove_dir_all(layout.audit(Part::Hub)).unwrap();
-        files::private_folder(&layout.audit(Part::Hub)).unwrap();
+        // The cut log grows beyond what was brought out: nothing of it leaves, at no later look and
+        // after no restart.
         write(layout, 30);
         assert!(shared.look(layout).is_empty());
-        let problem = shared.snapshot().told().unwrap_err();
-        assert!(problem.contains("not shown to continue"), "{problem}");
+        assert!(problem(&shared).contains("not shown to continue"), "{}", problem(&shared));
+        for records in [1, 2, 3] {
+            write(layout, records);
+            assert!(shared.look(layout).is_empty());
+            assert!(problem(&shared).contains("not shown to continue"));
+        }
+        shared.save();
+        let shared = Shared::open(layout, &[]);
+        assert!(shared.look(layout).is_empty());
+        assert!(problem(&shared).contains("not shown to continue"));
+
+        // The true log again: its head is the proved one.
+        replace(layout, &newer);
+        assert_eq!(shared.look(layout), second);
+        shared.snapshot().told(&Known::default()).unwrap();
+    }
+
+    #[test]
+    fn an_unproved_head_is_no_start_of_a_proof_and_must_be_continued_too() {
+        let a_box = a_box();
+        let layout = &a_box.layout;
+        write(layout, 3);
+        let older = layout.root().join("older");
+        copy_files(&layout.audit(Part::Hub), &older);
+        let shared = Shared::open(layout, &[]);
+        let proved = shared.look(layout);
+        write(layout, 5);
+        let shared_head = {
+            let key = CheckpointKey::load(&layout.audit_key(Part::Hub)).unwrap();
+            let folder = layout.audit(Part::Hub);
+            audit_log::latest_checkpoint(&folder, key.verifying_key()).unwrap().unwrap()
+        };
+        shared.accept(Part::Hub, &shared_head, false);
+        let state = shared.snapshot();
+        let log = &state.logs["hub"];
+        assert_eq!(log.proved.as_deref(), Some(proved[&Part::Hub].note()));
+        assert_eq!(log.accepted.as_deref(), Some(shared_head.note()));
+        // A log that continues the proved head alone, not the one that was brought out after it.
+        replace(layout, &older);
+        write(layout, 30);
+        assert!(shared.look(layout).is_empty());
+        assert!(problem(&shared).contains("not shown to continue"));
+        assert_eq!(shared.snapshot().logs["hub"].proved, log.proved);
+    }
+
+    #[test]
+    fn a_log_under_another_name_is_written_down() {
+        let a_box = a_box();
+        let layout = &a_box.layout;
+        write(layout, 3);
+        let shared = Shared::open(layout, &[]);
+        let before = shared.look(layout);
+        for part in Part::ALL {
+            std::fs::remove_file(layout.audit_key(part)).unwrap();
+        }
+        std::fs::remove_dir_all(layout.audit(Part::Hub)).unwrap();
+        files::private_folder(&layout.audit(Part::Hub)).unwrap();
+        audit_keys::ensure(layout, "id.example").unwrap();
+        write(layout, 1);
+        let now = shared.look(layout);
+        assert_ne!(now[&Part::Hub].origin(), before[&Part::Hub].origin());
+        let earlier = shared.snapshot().logs["hub"].earlier.clone();
+        assert_eq!(earlier.len(), 1);
+        assert_eq!(earlier[0].origin, before[&Part::Hub].origin());
+        assert_eq!(earlier[0].size, before[&Part::Hub].size());
+        shared.look(layout);
+        assert_eq!(shared.snapshot().logs["hub"].earlier.len(), 1);
     }
 
     fn copy_files(from: &Path, to: &Path) {
@@ -595,16 +700,49 @@ mod tests {
         tokio::task::spawn_blocking(move || write(&written, 3)).await.unwrap();
         let folder = layout.demo_heads();
         let sinks = Sink::all(&crate::settings::Heads::file_drop(folder.clone()));
-        let shared = Shared::open(layout);
+        let shared = Shared::open(layout, &sinks);
         let heads = shared.look(layout);
-        assert!(!shared.deliver(&sinks[0], &heads).await);
-        assert!(shared.snapshot().told().unwrap_err().contains("is it mounted?"));
+        let known = || Known::for_test(&sinks);
+        let mut retries = Retries::default();
+        assert!(!shared.deliver(&sinks[0], &heads, &mut retries).await);
+        assert!(retries.must_wait(Part::Hub), "it is not tried again at once");
+        let told = shared.snapshot().told(&known()).unwrap_err();
+        assert!(told.contains("head of hub") && told.contains("is it mounted?"), "{told}");
         std::fs::create_dir(&folder).unwrap();
-        assert!(shared.deliver(&sinks[0], &heads).await);
-        shared.snapshot().told().unwrap();
+        assert!(shared.deliver(&sinks[0], &heads, &mut Retries::default()).await);
+        shared.snapshot().told(&known()).unwrap();
         shared.save();
         assert_eq!(State::read(layout).unwrap(), shared.snapshot());
         std::fs::remove_dir_all(&folder).unwrap();
-        assert!(shared.deliver(&sinks[0], &heads).await, "it has that head");
+        let again = shared.deliver(&sinks[0], &heads, &mut Retries::default()).await;
+        assert!(again, "it has that head");
+        let other = Sink::all(&crate::settings::Heads::file_drop("/other".into()));
+        let names: Vec<String> =
+            Shared::open(layout, &other).snapshot().sinks.into_keys().collect();
+        assert_eq!(names, ["folder /other"], "sinks that are gone are forgotten");
+    }
+
+    #[tokio::test]
+    async fn a_log_whose_head_is_not_taken_keeps_no_other_back() {
+        let a_box = a_box();
+        let layout = &a_box.layout;
+        let written = layout.clone();
+        tokio::task::spawn_blocking(move || {
+            write_of(&written, Part::Signer, 1);
+            write(&written, 3);
+        })
+        .await
+        .unwrap();
+        let folder = layout.demo_heads();
+        std::fs::create_dir(&folder).unwrap();
+        let sinks = Sink::all(&crate::settings::Heads::file_drop(folder.clone()));
+        let shared = Shared::open(layout, &sinks);
+        let heads = shared.look(layout);
+        let origin = heads[&Part::Signer].origin().replace('/', "_");
+        std::fs::write(folder.join(origin), "in the way").unwrap();
+        assert!(!shared.deliver(&sinks[0], &heads, &mut Retries::default()).await);
+        let sink = shared.snapshot().sinks.into_values().next().unwrap();
+        assert_eq!(sink.failing.keys().collect::<Vec<_>>(), ["signer"]);
+        assert_eq!(sink.delivered.keys().collect::<Vec<_>>(), ["hub"]);
     }
 }

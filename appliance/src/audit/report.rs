@@ -3,8 +3,11 @@
 //!
 //! Days are those of Japan. Invariant: every figure can be found again with `audit search`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{Hash as _, Hasher as _};
 
+use anyhow::Context as _;
 use audit_log::{ALLOW, Actor, DENY, Entry, Event, Found, Query};
 use serde_json::{Value, json};
 
@@ -24,7 +27,8 @@ pub(super) enum Command {
     Denials(Days<7>),
     /// Offices that read far more persons than usual
     Readers(Days<30>),
-    /// How many registrations by card check each member of staff made
+    /// How many registrations each operator or member of staff recorded (card checks themselves are
+    /// not recorded yet)
     CardChecks(Days<30>),
     /// Permits without completion and intents without outcome, by name
     Unfinished(Days<30>),
@@ -56,11 +60,19 @@ fn since(days: u32) -> Query {
     Query { from: Some(moment::days_ago(days, clock::now_s())), ..Query::default() }
 }
 
-/// How often a reason was given: recorded one by one, and counted in floods.
+/// How often a reason was given: recorded one by one, counted in floods, and for requests that were
+/// permitted and refused after all.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Counted {
     recorded: u64,
     in_floods: u64,
+    after_permit: u64,
+}
+
+impl Counted {
+    const fn all(&self) -> u64 {
+        self.recorded + self.in_floods + self.after_permit
+    }
 }
 
 /// Reasons of denials and of refused connections.
@@ -71,7 +83,19 @@ struct Denials {
 }
 
 impl Denials {
+    fn add_found(&mut self, found: &Found) {
+        self.add(&found.entry.event);
+        if let Some(end) = &found.completion {
+            self.add(&end.event);
+        }
+    }
+
     fn add(&mut self, event: &Event) {
+        if let Event::Completion { reasons, .. } = event {
+            for reason in reasons {
+                self.denials.entry(reason.clone()).or_default().after_permit += 1;
+            }
+        }
         if let Event::Decision { decision, reasons, .. } = event
             && decision == DENY
         {
@@ -96,20 +120,20 @@ fn denials(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bool>
     let query = since(days);
     let mut counted = Denials::default();
     in_order(selection, &query, &mut |_, found| {
-        counted.add(&found.entry.event);
+        counted.add_found(&found);
         Ok(())
     })?;
     let table = |reasons: &BTreeMap<String, Counted>| {
         let mut rows: Vec<(&String, &Counted)> = reasons.iter().collect();
-        rows.sort_by_key(|(_, counted)| std::cmp::Reverse(counted.recorded + counted.in_floods));
+        rows.sort_by_key(|(_, counted)| std::cmp::Reverse(counted.all()));
         rows.into_iter().map(|(code, n)| (code.clone(), n.clone())).collect::<Vec<_>>()
     };
     let (requests, connections) = (table(&counted.denials), table(&counted.connections));
     let list = |rows: &[(String, Counted)]| -> Vec<Value> {
         rows.iter()
             .map(|(reason, n)| {
-                json!({"reason": reason, "count": n.recorded + n.in_floods,
-                       "recorded": n.recorded, "in_floods": n.in_floods})
+                json!({"reason": reason, "count": n.all(), "recorded": n.recorded,
+                       "in_floods": n.in_floods, "after_permit": n.after_permit})
             })
             .collect()
     };
@@ -117,7 +141,8 @@ fn denials(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bool>
                        "refused_connections": list(&connections)});
     output::data(json, &value, || {
         format!(
-            "since {}\n\n{}\n\n{}\n\nA denial with several reasons counts under each of them.",
+            "since {}\n\n{}\n\n{}\n\nA denial with several reasons counts under each of them. \
+             AFTER PERMIT: requests that were\npermitted and refused before their answer left.",
             query.from.as_deref().unwrap_or("-"),
             counts_table("DENIED REQUESTS", &requests),
             counts_table("REFUSED CONNECTIONS", &connections)
@@ -130,88 +155,141 @@ fn counts_table(title: &str, rows: &[(String, Counted)]) -> String {
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|(reason, n)| {
-            let all = n.recorded + n.in_floods;
-            vec![all.to_string(), n.recorded.to_string(), n.in_floods.to_string(), reason.clone()]
+            let counts = [n.all(), n.recorded, n.in_floods, n.after_permit];
+            counts.iter().map(u64::to_string).chain([reason.clone()]).collect()
         })
         .collect();
-    let table = output::table(&["COUNT", "RECORDED", "IN FLOODS", "REASON"], &rows);
+    let table = output::table(&["COUNT", "RECORDED", "IN FLOODS", "AFTER PERMIT", "REASON"], &rows);
     format!("{title}\n{table}")
 }
 
-/// An office's last day and the days before it.
+/// One office and one of its days: the one that stands out, or its last.
 #[derive(Debug, PartialEq, Eq)]
 struct Reader {
     office: String,
     day: String,
+    /// Whether that day is not over yet.
+    is_partial: bool,
     persons: u64,
-    /// Median of the earlier days on which it read at all.
+    /// Median of the office's other days on which it read at all.
     usual: Option<u64>,
-    days_before: usize,
+    other_days: usize,
     /// Why it stands out, if it does.
     why: Option<String>,
 }
 
-/// Distinct persons by office and day.
-type PersonsRead = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+/// Distinct persons by office and day. Records come in order: only the day that is being read is
+/// held person by person.
+#[derive(Debug, Default)]
+struct Reading {
+    day: String,
+    persons: BTreeMap<String, BTreeSet<u128>>,
+    counts: Counts,
+}
+
+/// By office and day, how many distinct persons.
+type Counts = BTreeMap<String, BTreeMap<String, u64>>;
+
+impl Reading {
+    /// Adds what was permitted and not refused after all.
+    fn add_found(&mut self, found: &Found) -> anyhow::Result<()> {
+        let refused = found.completion.as_ref().is_some_and(
+            |end| matches!(&end.event, Event::Completion { reasons, .. } if !reasons.is_empty()),
+        );
+        if let Event::Decision { actor, object, decision, .. } = &found.entry.event
+            && let (Some(office), Some(person)) = (&actor.office, &object.insured)
+            && decision == ALLOW
+            && !refused
+        {
+            let person = u128::from_str_radix(person, 16).with_context(|| {
+                format!("record {}: the person is no pseudonym", found.entry.number)
+            })?;
+            self.add(moment::day_in_japan(&found.entry.at), office, person);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, day: String, office: &str, person: u128) {
+        if day != self.day {
+            self.end_day();
+            self.day = day;
+        }
+        self.persons.entry(office.to_owned()).or_default().insert(person);
+    }
+
+    fn end_day(&mut self) {
+        for (office, persons) in std::mem::take(&mut self.persons) {
+            let days = self.counts.entry(office).or_default();
+            *days.entry(self.day.clone()).or_default() += persons.len() as u64;
+        }
+    }
+
+    fn end(mut self) -> Counts {
+        self.end_day();
+        self.counts
+    }
+}
 
 fn readers(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bool> {
     let query = Query { decision: Some(ALLOW.to_owned()), ..since(days) };
-    let mut read = PersonsRead::new();
-    in_order(selection, &query, &mut |_, found| {
-        add_reading(&mut read, &found);
-        Ok(())
-    })?;
-    let readers = compared(&read);
+    let mut read = Reading::default();
+    in_order(selection, &query, &mut |_, found| read.add_found(&found))?;
+    let today = moment::day_in_japan(&moment::days_ago(0, clock::now_s()));
+    let readers = compared(&read.end(), &today);
     let value: Vec<Value> = readers
         .iter()
         .map(|reader| {
-            json!({"office": reader.office, "day": reader.day, "persons": reader.persons,
-                   "usual": reader.usual, "days_before": reader.days_before, "why": reader.why})
+            json!({"office": reader.office, "day": reader.day, "partial": reader.is_partial,
+                   "persons": reader.persons, "usual": reader.usual,
+                   "other_days": reader.other_days, "why": reader.why})
         })
         .collect();
     let flagged = readers.iter().filter(|reader| reader.why.is_some()).count();
-    output::data(json, &json!({"since": query.from, "offices": value}), || {
+    output::data(json, &json!({"since": query.from, "today": today, "offices": value}), || {
         readers_text(&readers, flagged, query.from.as_deref().unwrap_or("-"))
     });
     Ok(flagged == 0)
 }
 
-fn add_reading(read: &mut PersonsRead, found: &Found) {
-    if let Event::Decision { actor, object, decision, .. } = &found.entry.event
-        && let (Some(office), Some(person)) = (&actor.office, &object.insured)
-        && decision == ALLOW
-    {
-        let day = moment::day_in_japan(&found.entry.at);
-        let of_office = read.entry(office.clone()).or_default();
-        of_office.entry(day).or_default().insert(person.clone());
-    }
-}
-
-/// Each office's last day against its own earlier days, or against the other offices.
-fn compared(read: &PersonsRead) -> Vec<Reader> {
-    let last_counts: BTreeMap<&String, u64> = read
+/// Every day of each office against its own other days, or against the other offices. Of an office
+/// without a day that stands out, its last day. A day that is not over is judged, and judges no
+/// other.
+fn compared(counts: &Counts, today: &str) -> Vec<Reader> {
+    let whole = |days: &BTreeMap<String, u64>, but: &str| -> Vec<u64> {
+        let others = days.iter().filter(|(day, _)| *day != but && *day != today);
+        others.map(|(_, count)| *count).collect()
+    };
+    let usual: BTreeMap<&String, u64> = counts
         .iter()
-        .filter_map(|(office, days)| Some((office, days.last_key_value()?.1.len() as u64)))
-        .collect();
-    let mut readers: Vec<Reader> = read
-        .iter()
-        .filter_map(|(office, days)| {
-            let (day, persons) = days.last_key_value()?;
-            let before: Vec<u64> =
-                days.values().rev().skip(1).map(|persons| persons.len() as u64).collect();
-            let others = last_counts.iter().filter(|(other, _)| **other != office);
-            let others: Vec<u64> = others.map(|(_, count)| *count).collect();
-            let persons = persons.len() as u64;
-            Some(Reader {
-                office: office.clone(),
-                day: day.clone(),
-                persons,
-                usual: median(&before),
-                days_before: before.len(),
-                why: stands_out(persons, median(&before), median(&others)),
-            })
+        .map(|(office, days)| {
+            let last = days.last_key_value().map_or(0, |(_, count)| *count);
+            (office, median(&whole(days, "")).unwrap_or(last))
         })
         .collect();
+    let mut readers = Vec::new();
+    for (office, days) in counts {
+        let others: Vec<u64> =
+            usual.iter().filter(|(other, _)| **other != office).map(|(_, count)| *count).collect();
+        let mut judged: Vec<Reader> = days
+            .iter()
+            .map(|(day, persons)| {
+                let own = whole(days, day);
+                Reader {
+                    office: office.clone(),
+                    day: day.clone(),
+                    is_partial: day == today,
+                    persons: *persons,
+                    usual: median(&own),
+                    other_days: own.len(),
+                    why: stands_out(*persons, median(&own), median(&others)),
+                }
+            })
+            .collect();
+        let last = judged.pop();
+        judged.retain(|reader| reader.why.is_some());
+        readers.extend(last.filter(|last| last.why.is_some() || judged.is_empty()));
+        readers.extend(judged);
+    }
     readers.sort_by(|one, other| {
         (other.why.is_some(), other.persons).cmp(&(one.why.is_some(), one.persons))
     });
@@ -223,8 +301,8 @@ fn stands_out(persons: u64, own: Option<u64>, others: Option<u64>) -> Option<Str
         return None;
     }
     let (usual, whose) = match (own, others) {
-        (Some(own), _) => (own, "its own median of earlier days"),
-        (None, Some(others)) => (others, "the median of the other offices (no earlier day)"),
+        (Some(own), _) => (own, "its own median of other days"),
+        (None, Some(others)) => (others, "the median of the other offices (no other day)"),
         (None, None) => return None,
     };
     (persons > usual.saturating_mul(FACTOR))
@@ -241,24 +319,25 @@ fn readers_text(readers: &[Reader], flagged: usize, since: &str) -> String {
     let rows: Vec<Vec<String>> = readers
         .iter()
         .map(|reader| {
+            let so_far = if reader.is_partial { " (so far)" } else { "" };
             vec![
                 if reader.why.is_some() { "✗".to_owned() } else { "✓".to_owned() },
                 reader.office.clone(),
-                reader.day.clone(),
+                format!("{}{so_far}", reader.day),
                 reader.persons.to_string(),
                 reader.usual.map_or("-".to_owned(), |usual| usual.to_string()),
-                reader.days_before.to_string(),
+                reader.other_days.to_string(),
                 reader.why.clone().unwrap_or_default(),
             ]
         })
         .collect();
-    let head = ["", "OFFICE", "LAST DAY", "PERSONS", "USUAL", "DAYS BEFORE", "WHY"];
+    let head = ["", "OFFICE", "DAY", "PERSONS", "USUAL", "OTHER DAYS", "WHY"];
     format!(
-        "since {since}\n\n{}\n\n{flagged} of {} offices stand out. PERSONS: distinct persons about \
-         whom a request was allowed on that day;\nUSUAL: the median of the office's earlier days. \
-         Below {PERSONS_MIN} persons none stands out.",
-        output::table(&head, &rows),
-        readers.len()
+        "since {since}\n\n{}\n\n{flagged} days of offices stand out; of an office without one its \
+         last day is shown. PERSONS: distinct\npersons about whom a request was allowed on that \
+         day, today so far; USUAL: the median of the office's\nother days. Below {PERSONS_MIN} \
+         persons none stands out.",
+        output::table(&head, &rows)
     )
 }
 
@@ -300,7 +379,8 @@ fn card_checks(selection: &Selection, days: u32, json: bool) -> anyhow::Result<b
             .collect();
         format!(
             "since {}\n\n{}\n\nCounted: what the hub recorded as done under `{REGISTERS}`, by \
-             which an office becomes\n担当事業所 of a person after the card check.",
+             which an office becomes\n担当事業所 of a person. Until card checks are recorded, these \
+             are registrations by operator.",
             query.from.as_deref().unwrap_or("-"),
             output::table(&["WHO", "STAFF", "REGISTRATIONS", "PERSONS", "LAST"], &rows)
         )
@@ -315,6 +395,7 @@ fn who(actor: &Actor) -> (String, String) {
     (principal, actor.staff.clone().unwrap_or("-".to_owned()))
 }
 
+/// `false` when something has no end; on a running box, when it began more than a minute ago.
 fn unfinished(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bool> {
     let query = since(days);
     let mut open = Open::default();
@@ -322,8 +403,11 @@ fn unfinished(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bo
         open.add(part, found);
         Ok(())
     })?;
-    let more = open.more;
+    let more = open.more();
     let open = open.oldest_first();
+    let recent = clock::text(i64::try_from(clock::now_s()).unwrap_or_default() - RECENT_S);
+    let is_old = |entry: &Entry| !selection.is_running || entry.at < recent;
+    let is_good = more == 0 && !open.iter().any(|(_, entry)| is_old(entry));
     let value: Vec<Value> = open
         .iter()
         .map(|(part, entry)| {
@@ -341,7 +425,7 @@ fn unfinished(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bo
         }
         lines.join("\n")
     });
-    Ok(true)
+    Ok(is_good)
 }
 
 /// What has begun and not ended so far. A search joins what lies near together; what ended long
@@ -349,15 +433,19 @@ fn unfinished(selection: &Selection, days: u32, json: bool) -> anyhow::Result<bo
 #[derive(Default)]
 struct Open {
     begun: BTreeMap<(&'static str, String), Entry>,
-    more: u64,
+    /// Those beyond [`UNFINISHED_MAX`], by hash alone.
+    beyond: HashSet<u64>,
+    /// Those beyond [`BEYOND_MAX`] too: their ends are not known.
+    uncounted: u64,
 }
 
 impl Open {
     fn add(&mut self, part: &'static str, found: Found) {
         if let Event::Completion { request_id, .. }
         | Event::Outcome { request_id: Some(request_id), .. } = &found.entry.event
+            && self.begun.remove(&(part, request_id.clone())).is_none()
         {
-            self.begun.remove(&(part, request_id.clone()));
+            self.beyond.remove(&hash(part, request_id));
         }
         let id = words::expects_end(&found.entry.event).map(str::to_owned);
         match id {
@@ -365,9 +453,16 @@ impl Open {
             Some(id) if self.begun.len() < UNFINISHED_MAX => {
                 self.begun.insert((part, id), found.entry);
             }
-            Some(_) => self.more += 1,
+            Some(id) if self.beyond.len() < BEYOND_MAX => {
+                self.beyond.insert(hash(part, &id));
+            }
+            Some(_) => self.uncounted += 1,
             None => {}
         }
+    }
+
+    fn more(&self) -> u64 {
+        self.beyond.len() as u64 + self.uncounted
     }
 
     fn oldest_first(self) -> Vec<(&'static str, Entry)> {
@@ -376,6 +471,12 @@ impl Open {
         open.sort_by(|(_, one), (_, other)| one.at.cmp(&other.at));
         open
     }
+}
+
+fn hash(part: &str, request_id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (part, request_id).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The hub's action by which an office becomes 担当事業所 of a person.
@@ -387,41 +488,81 @@ const FACTOR: u64 = 3;
 /// … and at least this many persons.
 const PERSONS_MIN: u64 = 20;
 
-/// At most this many are remembered as open.
+/// At most this many are remembered as open with their record …
 const UNFINISHED_MAX: usize = 10_000;
+
+/// … and this many more by hash.
+const BEYOND_MAX: usize = 1_000_000;
+
+/// What a running box has begun so lately may still be open, in seconds.
+const RECENT_S: i64 = 60;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(offices: &[(&str, &[usize])]) -> PersonsRead {
-        fn days(counts: &[usize]) -> impl Iterator<Item = (String, BTreeSet<String>)> {
-            counts.iter().enumerate().map(|(day, count)| {
-                let persons = (0..*count).map(|person| format!("{person:032}")).collect();
-                (format!("2026-04-{:02}", day + 1), persons)
-            })
+    fn counts(offices: &[(&str, &[u64])]) -> Counts {
+        fn days(counts: &[u64]) -> impl Iterator<Item = (String, u64)> {
+            let days = counts.iter().enumerate();
+            days.map(|(day, count)| (format!("2026-04-{:02}", day + 1), *count))
         }
         offices.iter().map(|(office, n)| ((*office).to_owned(), days(n).collect())).collect()
     }
 
-    fn flagged(offices: &[(&str, &[usize])]) -> Vec<String> {
-        let readers = compared(&read(offices));
-        readers.into_iter().filter(|r| r.why.is_some()).map(|reader| reader.office).collect()
+    fn flagged(offices: &[(&str, &[u64])]) -> Vec<String> {
+        let readers = compared(&counts(offices), "2026-05-01");
+        let out = readers.into_iter().filter(|reader| reader.why.is_some());
+        out.map(|reader| format!("{} {}", reader.office, &reader.day[8..])).collect()
     }
 
     #[test]
-    fn an_office_stands_out_against_its_own_earlier_days() {
-        assert_eq!(flagged(&[("1", &[5, 6, 7, 40]), ("2", &[30, 31, 32])]), ["1"]);
+    fn an_office_stands_out_against_its_own_other_days() {
+        assert_eq!(flagged(&[("1", &[5, 6, 7, 40]), ("2", &[30, 31, 32])]), ["1 04"]);
         assert!(flagged(&[("1", &[5, 6, 7, 18])]).is_empty(), "3 times, but few");
         assert!(flagged(&[("1", &[10, 10, 30])]).is_empty(), "3 times exactly");
-        assert_eq!(flagged(&[("1", &[10, 10, 31])]), ["1"]);
+        assert_eq!(flagged(&[("1", &[10, 10, 31])]), ["1 03"]);
+        assert_eq!(flagged(&[("1", &[10, 90, 10, 40, 10])]), ["1 02", "1 04"], "not the last day");
     }
 
     #[test]
     fn an_office_without_history_is_measured_by_the_others() {
-        assert_eq!(flagged(&[("1", &[100]), ("2", &[9]), ("3", &[10])]), ["1"]);
+        assert_eq!(flagged(&[("1", &[100]), ("2", &[9]), ("3", &[10])]), ["1 01"]);
         assert!(flagged(&[("1", &[100]), ("2", &[90]), ("3", &[80])]).is_empty());
         assert!(flagged(&[("1", &[100])]).is_empty(), "nothing to measure by");
+    }
+
+    #[test]
+    fn today_is_judged_and_judges_no_other_day() {
+        let readers = compared(&counts(&[("1", &[30, 30, 1])]), "2026-04-03");
+        let [reader] = readers.as_slice() else { panic!("{readers:?}") };
+        assert!(reader.is_partial && reader.why.is_none());
+        assert_eq!((reader.usual, reader.other_days), (Some(30), 2));
+        let readers = compared(&counts(&[("1", &[100, 30, 1])]), "2026-04-03");
+        assert_eq!(readers[0].day, "2026-04-01", "30 is usual, not 1 or the median with it");
+    }
+
+    #[test]
+    fn persons_are_counted_once_a_day() {
+        let mut reading = Reading::default();
+        for (day, person) in [("01", 1), ("01", 2), ("01", 1), ("02", 1), ("02", 1)] {
+            reading.add(format!("2026-04-{day}"), "1", person);
+        }
+        assert_eq!(reading.end(), counts(&[("1", &[2, 1])]));
+    }
+
+    #[test]
+    fn a_permit_that_was_refused_after_all_counts_as_a_denial() {
+        let mut denials = Denials::default();
+        denials.add(&Event::Completion {
+            request_id: "a".into(),
+            status: 403,
+            bytes_sent: 1,
+            duration_us: 1,
+            outcome: "complete".into(),
+            reasons: vec!["not_registered".into()],
+        });
+        let expected = Counted { after_permit: 1, ..Counted::default() };
+        assert_eq!(denials.denials["not_registered"], expected);
     }
 
     #[test]
@@ -445,8 +586,11 @@ mod tests {
             client_addr: String::new(),
             actor: None,
         });
-        assert_eq!(denials.denials["x"], Counted { recorded: 0, in_floods: 30 });
-        assert_eq!(denials.connections["x"], Counted { recorded: 1, in_floods: 30 });
+        assert_eq!(denials.denials["x"], Counted { in_floods: 30, ..Counted::default() });
+        assert_eq!(
+            denials.connections["x"],
+            Counted { recorded: 1, in_floods: 30, after_permit: 0 }
+        );
     }
 
     #[test]
@@ -469,6 +613,7 @@ mod tests {
             bytes_sent: 1,
             duration_us: 1,
             outcome: "complete".into(),
+            reasons: Vec::new(),
         };
         let mut open = Open::default();
         open.add("hub", found(1, begins(Some("a"))));

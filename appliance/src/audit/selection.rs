@@ -52,7 +52,8 @@ impl Selection {
     /// What the arguments choose.
     ///
     /// # Errors
-    /// A usage error when a folder is none of ours or a copy's part is not known.
+    /// A usage error when a folder is none of ours or a copy's part is not known; when a part's
+    /// configuration cannot be read.
     pub(super) fn of(args: &Args, context: &Context) -> anyhow::Result<Self> {
         let pins = Self::pins_of(args, context)?;
         if let Some(folder) = &args.folder {
@@ -65,8 +66,8 @@ impl Selection {
         let parts = args.part.map_or_else(|| Part::ALL.to_vec(), |part| vec![part]);
         let logs = parts
             .into_iter()
-            .map(|part| Log { part, folder: audit_keys::log_folder(layout, part) })
-            .collect();
+            .map(|part| Ok(Log { part, folder: audit_keys::log_folder(layout, part)? }));
+        let logs = logs.collect::<anyhow::Result<_>>()?;
         Ok(Self { logs, pins, is_running: Lock::is_held(layout), is_copy: false })
     }
 

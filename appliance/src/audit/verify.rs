@@ -29,7 +29,15 @@ pub(super) struct Args {
 struct Verified {
     name: &'static str,
     heads: usize,
+    /// Heads were asked for and none of this log was found, in words.
+    no_heads: Option<String>,
     result: Result<Summary, VerifyError>,
+}
+
+impl Verified {
+    const fn is_good(&self) -> bool {
+        self.result.is_ok() && self.no_heads.is_none()
+    }
 }
 
 /// Runs `verify`; `false` when a log is bad.
@@ -42,9 +50,11 @@ pub(super) fn run(args: &Args, selection: &Selection, json: bool) -> anyhow::Res
         let key = selection.key(log)?;
         let heads = options.heads.len();
         let result = one(log, key, &options);
-        verified.push(Verified { name: log.name(), heads, result });
+        let asked = args.heads.as_deref().filter(|_| heads == 0);
+        let no_heads = asked.map(|folder| no_heads(folder, key.name()));
+        verified.push(Verified { name: log.name(), heads, no_heads, result });
     }
-    let good = verified.iter().all(|log| log.result.is_ok());
+    let good = verified.iter().all(Verified::is_good);
     let value: Vec<Value> = verified.iter().map(to_json).collect();
     output::data(json, &json!({"ok": good, "logs": value}), || {
         let mut lines: Vec<String> = verified.iter().map(to_text).collect();
@@ -103,6 +113,16 @@ fn outside_heads(args: &Args, key: &VerifyingKey) -> anyhow::Result<Vec<Checkpoi
     Ok(heads)
 }
 
+/// A log that is set back shows by its heads alone: where they lie must be known.
+fn no_heads(folder: &Path, origin: &str) -> String {
+    format!(
+        "no head of `{origin}` lies in `{}` or in its folder `{}`: name the folder that the heads \
+         of this box were brought to",
+        folder.display(),
+        drop_folder(origin)
+    )
+}
+
 fn checkpoint_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
@@ -155,7 +175,8 @@ fn one(log: &Log, key: &VerifyingKey, options: &VerifyOptions) -> Result<Summary
 fn to_json(log: &Verified) -> Value {
     match &log.result {
         Ok(summary) => {
-            json!({"part": log.name, "ok": true, "heads": log.heads, "summary": summary})
+            json!({"part": log.name, "ok": log.is_good(), "heads": log.heads,
+                   "problem": log.no_heads, "summary": summary})
         }
         Err(error) => json!({
             "part": log.name,
@@ -170,7 +191,10 @@ fn to_json(log: &Verified) -> Value {
 
 fn to_text(log: &Verified) -> String {
     match &log.result {
-        Ok(summary) => sound(log, summary),
+        Ok(summary) => match &log.no_heads {
+            Some(why) => format!("✗ {}: {why}", log.name),
+            None => sound(log, summary),
+        },
         Err(error) => format!("✗ {}: {error}", log.name),
     }
 }
@@ -232,13 +256,35 @@ mod tests {
         writer.close();
         let verified = || one(&log, &public, &VerifyOptions::default());
         let summary = verified().unwrap();
-        let text = sound(&Verified { name: "hub", heads: 0, result: verified() }, &summary);
+        let text = sound(
+            &Verified { name: "hub", heads: 0, no_heads: None, result: verified() },
+            &summary,
+        );
         assert!(text.starts_with("✓ hub: ") && text.contains("checkpoints"), "{text}");
         let file = log.folder.join("00000001.jsonl");
         let text = std::fs::read_to_string(&file).unwrap().replacen("stopped", "stoPped", 1);
         std::fs::write(&file, text).unwrap();
-        let line = to_text(&Verified { name: "hub", heads: 0, result: verified() });
+        let line = to_text(&Verified { name: "hub", heads: 0, no_heads: None, result: verified() });
         assert!(line.starts_with("✗ hub: ") && line.contains("record 1"), "{line}");
+    }
+
+    #[test]
+    fn a_folder_without_heads_of_the_log_shows_nothing_and_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, _) = CheckpointKey::generate("id.example/audit/hub").unwrap();
+        let pins = folder.path().join("pins");
+        std::fs::write(&pins, key.verifying_key().as_str()).unwrap();
+        let log = Log { part: Part::Hub, folder: folder.path().join("log") };
+        AuditLog::open(&log.folder, Options::new("hub", key)).unwrap().close();
+        let pins = crate::audit_keys::Pins::read(&pins).unwrap();
+        let selection = Selection::for_test(vec![log], pins);
+        let heads = |folder: Option<PathBuf>| Args { from: None, heads: folder };
+        assert!(run(&heads(None), &selection, false).unwrap());
+        let empty = folder.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        assert!(!run(&heads(Some(empty.clone())), &selection, false).unwrap());
+        let told = no_heads(&empty, "id.example/audit/hub");
+        assert!(told.contains("`id.example/audit/hub`") && told.contains("empty"), "{told}");
     }
 
     #[test]

@@ -14,7 +14,8 @@ pub(super) fn of(event: &Event) -> String {
             format!("answered {} request {request_id}", ended(event).unwrap_or_default())
         }
         Event::HandshakeFailed { reason, client_addr, actor, .. } => {
-            let who = actor.as_ref().map(|actor| format!(" of {}", actor.principal));
+            let who =
+                actor.as_ref().map(|actor| format!(" (claimed {}, unproved)", actor.principal));
             format!("connection from {client_addr}{} refused [{reason}]", who.unwrap_or_default())
         }
         Event::Aggregated { what, party, from, until, count, reasons, .. } => {
@@ -78,9 +79,10 @@ fn of_log(event: &Event) -> String {
 /// How an access ended, from its completion record; how work ended, from its outcome.
 pub(super) fn ended(event: &Event) -> Option<String> {
     match event {
-        Event::Completion { status, bytes_sent, duration_us, outcome, .. } => {
+        Event::Completion { status, bytes_sent, duration_us, outcome, reasons, .. } => {
             let ms = std::time::Duration::from_micros(*duration_us).as_secs_f64() * 1e3;
-            Some(format!("{status}, {bytes_sent} bytes, {ms:.1} ms, {outcome}"))
+            let why = listed(", refused after all [", reasons, "]");
+            Some(format!("{status}, {bytes_sent} bytes, {ms:.1} ms, {outcome}{why}"))
         }
         Event::Outcome { result, .. } => Some(result.clone()),
         Event::Decision { .. }
@@ -200,6 +202,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_refused_certificate_says_is_told_as_a_claim() {
+        let told = of(&Event::HandshakeFailed {
+            reason: "certificate_untrusted".into(),
+            detail: String::new(),
+            client_addr: "192.0.2.1:1".into(),
+            actor: Some(Actor::of("operator/root")),
+        });
+        assert!(told.contains("(claimed operator/root, unproved)"), "{told}");
+    }
+
+    #[test]
     fn an_access_is_one_line_with_its_end() {
         let end = entry(Event::Completion {
             request_id: "r1".into(),
@@ -207,13 +220,15 @@ mod tests {
             bytes_sent: 512,
             duration_us: 1_500,
             outcome: "complete".into(),
+            reasons: vec!["not_registered".into()],
         });
         let told = line("gateway", &entry(decision("allow", &[])), Some(&end));
         assert_eq!(
             told,
             "2026-04-01T09:00:00.000Z gateway #7 allow documents.view by \
              office/1370000001/terminal/a staff s1 (care-manager) document insured-card no. 3 \
-             person abababababababababababababababab request r1 → 200, 512 bytes, 1.5 ms, complete"
+             person abababababababababababababababab request r1 → 200, 512 bytes, 1.5 ms, \
+             complete, refused after all [not_registered]"
         );
         let denied = line("gateway", &entry(decision("deny", &["not_registered"])), None);
         assert!(denied.contains("deny [not_registered] documents.view"), "{denied}");

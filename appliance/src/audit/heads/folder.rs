@@ -1,8 +1,8 @@
 //! A file drop: `<folder>/<origin>/<size>.checkpoint`, and the newest as `latest`.
 //!
 //! Invariants: a file under its final name is whole and on disk; the folder itself is never made
-//! here, since a drop that is not mounted must be noticed; a head smaller than the newest one there
-//! is refused.
+//! here, since a drop that is not mounted must be noticed; a head smaller than the newest one
+//! there, or another over as many records, is refused, and no `.checkpoint` is ever written over.
 
 use std::fs;
 use std::io::Write as _;
@@ -17,7 +17,8 @@ use super::drop_folder;
 /// Writes one head.
 ///
 /// # Errors
-/// When the folder is not there or not writable; when a newer head lies there.
+/// When the folder is not there or not writable; when a newer head lies there, or another over as
+/// many records.
 pub(super) fn write(folder: &Path, head: &Checkpoint) -> anyhow::Result<()> {
     anyhow::ensure!(folder.is_dir(), "`{}` is not a folder: is it mounted?", folder.display());
     let own = folder.join(drop_folder(head.origin()));
@@ -35,7 +36,13 @@ pub(super) fn write(folder: &Path, head: &Checkpoint) -> anyhow::Result<()> {
             head.size()
         );
     }
-    write_whole(&own.join(file_name(head.size())), head.note())?;
+    let file = own.join(file_name(head.size()));
+    for kept in [&file, &latest] {
+        is_no_other(kept, head)?;
+    }
+    if !file.exists() {
+        write_whole(&file, head.note())?;
+    }
     write_whole(&latest, head.note())?;
     fs::File::open(&own)
         .and_then(|folder| folder.sync_all())
@@ -45,6 +52,27 @@ pub(super) fn write(folder: &Path, head: &Checkpoint) -> anyhow::Result<()> {
 
 fn file_name(size: u64) -> String {
     format!("{size:020}.{ENDING}")
+}
+
+/// What a witness was given stays: a head over as many records with another root is a second
+/// history. The same head signed anew, at another time, is none.
+fn is_no_other(kept: &Path, head: &Checkpoint) -> anyhow::Result<()> {
+    if !kept.exists() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(kept)
+        .with_context(|| format!("file `{}` cannot be read", kept.display()))?;
+    let origin_size_root = |note: &str| note.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
+    let (before, now) = (origin_size_root(&text), origin_size_root(head.note()));
+    let is_over_fewer = size_of(kept).is_some_and(|size| size < head.size());
+    anyhow::ensure!(
+        before == now || (is_over_fewer && before.first() == now.first()),
+        "`{}` holds another head over {} records: the log was written anew, or something else \
+         writes there; it is left as it is",
+        kept.display(),
+        head.size()
+    );
+    Ok(())
 }
 
 /// The number of records that a note on disk covers; its signature is not looked at here.
@@ -147,6 +175,26 @@ mod tests {
         assert!(error.contains("may have been cut off"), "{error}");
         let error = write(&drop.path().join("none"), &head(1)).unwrap_err().to_string();
         assert!(error.contains("is it mounted?"), "{error}");
+    }
+
+    #[test]
+    fn another_head_over_as_many_records_is_never_written_over_the_witness() {
+        let drop = tempfile::tempdir().unwrap();
+        let (first, second) = (head(2), head(2));
+        assert_eq!(first.size(), second.size());
+        assert_ne!(first.root(), second.root());
+        write(drop.path(), &first).unwrap();
+        write(drop.path(), &first).unwrap();
+        let own = drop.path().join("id.example_audit_hub");
+        for removed in [None, Some(LATEST)] {
+            if let Some(name) = removed {
+                fs::remove_file(own.join(name)).unwrap();
+            }
+            let error = write(drop.path(), &second).unwrap_err().to_string();
+            assert!(error.contains("written anew"), "{error}");
+            let kept = fs::read_to_string(own.join(file_name(first.size()))).unwrap();
+            assert_eq!(kept, first.note());
+        }
     }
 
     #[test]
