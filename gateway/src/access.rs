@@ -107,6 +107,13 @@ impl Access {
         (facts.seq(policies::feed::Source::Ca), facts.seq(policies::feed::Source::Hub))
     }
 
+    /// A denial for one reason that does not come from a decision; names what was asked for as far
+    /// as method and path say it.
+    pub fn denied(&self, method: &str, path: &str, reason: Reason) -> Denied {
+        let operation = self.operations.resolve(method, path).map(Box::new);
+        Denied { operation, ..Denied::because(reason) }
+    }
+
     /// Decides one request.
     ///
     /// # Errors

@@ -143,7 +143,7 @@ impl Recorder {
         self.append(&event).is_some_and(|receipt| !receipt.is_counted())
     }
 
-    /// Records how the answer to a request ended; `refused` are the reasons of a permitted one that
+    /// Records how the answer to a request ended; `reasons` are the codes of a permitted one that
     /// was refused after all.
     pub fn completed(
         &self,
@@ -152,7 +152,7 @@ impl Recorder {
         bytes_sent: u64,
         duration_us: u64,
         ending: Ending,
-        refused: ReasonSet,
+        reasons: Vec<String>,
     ) {
         let _ = self.append(&Event::Completion {
             request_id: request_id.to_owned(),
@@ -160,7 +160,7 @@ impl Recorder {
             bytes_sent,
             duration_us,
             outcome: ending.as_str().to_owned(),
-            reasons: codes(refused),
+            reasons,
         });
     }
 
@@ -251,6 +251,7 @@ pub fn principal_kind(identity: &Identity) -> &'static str {
     }
 }
 
-fn codes(reasons: ReasonSet) -> Vec<String> {
+/// The reasons as they stand in records.
+pub fn codes(reasons: ReasonSet) -> Vec<String> {
     reasons.iter().map(|reason| reason.as_str().to_owned()).collect()
 }

@@ -4,13 +4,18 @@
 //! is kept. It is answered with JSON lines, in the order of the log and without end:
 //!
 //! ```text
-//! {"number":N,"at":AT,"event":{…},"party_name":"…"}   a decision, a completion, counted denials
-//! {"through":N}                                       everything up to record N was sent
+//! {"log":ORIGIN,"before":HASH,"last":N}                            once, first: which log this is
+//! {"number":N,"at":AT,"event":{…},"hash":HASH,"party_name":"…"}    a decision, a completion, …
+//! {"through":N,"hash":HASH}                                        everything up to N was sent
 //! ```
 //!
-//! Other records are passed over. `through` comes at least each [`HEARTBEAT`]; it is lower than
-//! what the client has only if the log is another one than it knows. `party_name` is the office's
-//! name from the facts of the moment, and left out where none is known.
+//! `log` is the name of the key that signs the log's checkpoints, `before` the hash of the record
+//! before N (64 zeros before record 1; left out where that record was deleted or is not there yet),
+//! and `last` the number of the last record on disk: by these a client knows its log again.
+//!
+//! Other records than decisions, completions and counted denials are passed over. `through` comes
+//! at least each [`HEARTBEAT`]. `party_name` is the office's name from the facts of the moment, and
+//! left out where none is known.
 //!
 //! Invariants: the socket has mode 0600 and the peer our user id; no record is sent before it is on
 //! disk; at most [`CLIENTS_MAX`] clients, each with bounded buffers, and one that does not read for
@@ -32,7 +37,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::facts_feed::{LiveFacts, chain};
-use follow::Follower;
+use follow::{Follower, Seen};
 
 mod follow;
 
@@ -95,18 +100,30 @@ struct Request {
     from: u64,
 }
 
+/// Which log this is.
+#[derive(Serialize, Clone)]
+struct Hello {
+    log: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    before: Option<String>,
+    last: u64,
+}
+
 #[derive(Serialize)]
 struct Line<'r> {
     number: u64,
     at: &'r str,
     event: &'r Event,
+    hash: &'r str,
     #[serde(skip_serializing_if = "Option::is_none")]
     party_name: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Clone, Default)]
 struct Through {
     through: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
 }
 
 /// The listening socket; its file goes when this is dropped.
@@ -151,6 +168,8 @@ impl Drop for Socket {
 pub struct AuditStream {
     /// The log's folder.
     pub dir: PathBuf,
+    /// The name of the key that signs its checkpoints.
+    pub origin: String,
     /// The number of the last record on disk.
     pub committed: watch::Receiver<u64>,
     /// Where the names of offices are looked up.
@@ -207,16 +226,28 @@ impl AuditStream {
     async fn client(&self, stream: UnixStream) -> Result<(), Lost> {
         let (read, write) = stream.into_split();
         let from = timeout(REQUEST_TIMEOUT, request(read)).await.map_err(|_| Lost::Silent)??;
+        let hello = self.hello(from).await?;
         let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
-        let before = (from - 1).min(*self.committed.borrow());
-        tokio::try_join!(self.follow(from, sender), send(write, chunks, before))?;
+        let follower = Follower::new(&self.dir, from, hello.before.clone());
+        tokio::try_join!(self.follow(follower, sender), send(write, chunks, from, hello))?;
         Ok(())
     }
 
+    async fn hello(&self, from: u64) -> Result<Hello, Lost> {
+        let (log, last) = (self.origin.clone(), *self.committed.borrow());
+        let dir = self.dir.clone();
+        let before = tokio::task::spawn_blocking(move || hash_before(&dir, from, last));
+        let before = before.await.map_err(|_| Lost::Broken)??;
+        Ok(Hello { log, before, last })
+    }
+
     /// Reads the log on threads that may block, a step for all that was committed meanwhile.
-    async fn follow(&self, from: u64, sender: mpsc::Sender<Chunk>) -> Result<(), Lost> {
+    async fn follow(
+        &self,
+        mut follower: Follower,
+        sender: mpsc::Sender<Chunk>,
+    ) -> Result<(), Lost> {
         let mut committed = self.committed.clone();
-        let mut follower = Follower::new(&self.dir, from);
         while !sender.is_closed() {
             let through = *committed.borrow_and_update();
             let outbox = Outbox::new(Arc::clone(&self.facts), sender.clone());
@@ -240,17 +271,35 @@ async fn request(read: OwnedReadHalf) -> Result<u64, Lost> {
     }
 }
 
-/// Writes what comes, and `through` again when nothing does.
+/// The hash of the record before `from`, if it is among those up to `last`.
+fn hash_before(dir: &Path, from: u64, last: u64) -> Result<Option<String>, follow::Error> {
+    let number = from - 1;
+    if number == 0 {
+        return Ok(Some("0".repeat(64)));
+    }
+    if number > last {
+        return Ok(None);
+    }
+    let entry = audit_log::read_from(dir, number).next().transpose()?;
+    Ok(entry.filter(|entry| entry.number == number).map(|entry| entry.hash))
+}
+
+/// Writes which log it is, then what comes, and `through` again when nothing does.
 async fn send(
     mut write: OwnedWriteHalf,
     mut chunks: mpsc::Receiver<Chunk>,
-    mut through: u64,
+    from: u64,
+    hello: Hello,
 ) -> Result<(), Lost> {
+    let mut first = Vec::new();
+    push_line(&mut first, &hello);
+    timeout(WRITE_TIMEOUT, write.write_all(&first)).await.map_err(|_| Lost::Slow)??;
+    let mut through = Through { through: (from - 1).min(hello.last), hash: hello.before };
     loop {
         let chunk = match timeout(SILENCE_MAX, chunks.recv()).await {
             Ok(Some(chunk)) => chunk,
             Ok(None) => return Ok(()),
-            Err(_) => Chunk::new(Vec::new(), through),
+            Err(_) => Chunk::new(Vec::new(), through.clone()),
         };
         through = chunk.through;
         timeout(WRITE_TIMEOUT, write.write_all(&chunk.bytes)).await.map_err(|_| Lost::Slow)??;
@@ -263,20 +312,22 @@ fn step(
     through: u64,
     mut outbox: Outbox,
 ) -> Result<Follower, follow::Error> {
-    follower.read_through(through, &mut |number, at, event| outbox.put(number, at, event))?;
-    outbox.flush(follower.read().min(through));
+    follower.read_through(through, &mut |seen| outbox.put(seen))?;
+    // Where the client asked for records that are not there yet, nothing is before this place.
+    let hash = follower.hash().filter(|_| follower.read() <= through);
+    outbox.flush(follower.read().min(through), hash);
     Ok(follower)
 }
 
 /// Whole lines, the last of them a `through`.
 struct Chunk {
     bytes: Vec<u8>,
-    through: u64,
+    through: Through,
 }
 
 impl Chunk {
-    fn new(mut bytes: Vec<u8>, through: u64) -> Self {
-        push_line(&mut bytes, &Through { through });
+    fn new(mut bytes: Vec<u8>, through: Through) -> Self {
+        push_line(&mut bytes, &through);
         Self { bytes, through }
     }
 }
@@ -295,16 +346,18 @@ impl Outbox {
     }
 
     /// Takes one record; says whether the client is still there.
-    fn put(&mut self, number: u64, at: &str, event: &Event) -> bool {
+    fn put(&mut self, seen: Seen<'_>) -> bool {
+        let Seen { number, at, event, hash } = seen;
         if let Some(party) = offered(event) {
             let party_name = self.party_name(&party);
-            push_line(&mut self.bytes, &Line { number, at, event, party_name });
+            push_line(&mut self.bytes, &Line { number, at, event, hash, party_name });
         }
         let due = self.bytes.len() >= CHUNK_BYTES || self.flushed.elapsed() >= SILENCE_MAX / 2;
-        !due || self.flush(number)
+        !due || self.flush(number, Some(hash))
     }
 
-    fn flush(&mut self, through: u64) -> bool {
+    fn flush(&mut self, through: u64, hash: Option<&str>) -> bool {
+        let through = Through { through, hash: hash.map(str::to_owned) };
         let chunk = Chunk::new(std::mem::take(&mut self.bytes), through);
         self.flushed = Instant::now();
         self.sender.blocking_send(chunk).is_ok()

@@ -24,7 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, Session};
 use policies::reason::{ErrorBody, Reason, ReasonSet};
 
 use crate::access::{Access, Asked, Denied, Permit};
-use crate::audit::{Ending, Recorded, Recorder};
+use crate::audit::{Ending, Recorded, Recorder, codes};
 use crate::config::Limits;
 use crate::downstream::{Connection, connection_of};
 use crate::framing;
@@ -52,6 +52,8 @@ pub struct RequestContext {
     /// Whether the decision stands in the log by itself; otherwise there is nothing to complete.
     decided: bool,
     refused: ReasonSet,
+    /// Codes with which the hub refused a permitted request.
+    refused_by_hub: Vec<String>,
     status: Option<u16>,
     body_bytes: u64,
     withheld: Withheld,
@@ -180,6 +182,7 @@ impl ProxyHttp for Gateway {
             recorded: None,
             decided: false,
             refused: ReasonSet::EMPTY,
+            refused_by_hub: Vec::new(),
             status: None,
             body_bytes: 0,
             withheld: Withheld::No,
@@ -200,7 +203,9 @@ impl ProxyHttp for Gateway {
         context.connection = Some(connection.clone());
         context.slot = self.in_flight.take(connection.client().identity().party());
         if context.slot.is_none() {
-            let denied = Denied::because(Reason::RateLimited);
+            let request = session.req_header();
+            let (method, path) = (request.method.as_str(), request.uri.path());
+            let denied = self.access.denied(method, path, Reason::RateLimited);
             self.refuse(session, context, &connection, &denied).await?;
             return Ok(true);
         }
@@ -264,6 +269,7 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
+        context.refused_by_hub = take_refusal(response);
         let is_read = session.req_header().method == Method::GET;
         if let Err(reasons) = self.release(context, is_read).await {
             // The hub's answer never leaves; the client's connection stays as good as it was.
@@ -343,10 +349,9 @@ impl ProxyHttp for Gateway {
             let bytes = session.body_bytes_sent() as u64;
             let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
             let ending = ending(error, context);
-            // The reasons of a denial stand in its decision.
-            let refused = if context.permit.is_some() { context.refused } else { ReasonSet::EMPTY };
+            let reasons = late_reasons(context);
             let id = &context.request_id;
-            self.recorder.completed(id, status, bytes, duration_us, ending, refused);
+            self.recorder.completed(id, status, bytes, duration_us, ending, reasons);
         }
         let (decision, reason) = if context.refused.is_empty() {
             ("allow", "none")
@@ -396,6 +401,36 @@ fn ending(error: Option<&Error>, context: &RequestContext) -> Ending {
         ErrorSource::Internal | ErrorSource::Unset => Ending::Failed,
     }
 }
+
+/// Why a permitted request was refused after all. The reasons of a denial stand in its decision.
+fn late_reasons(context: &mut RequestContext) -> Vec<String> {
+    if context.permit.is_none() {
+        Vec::new()
+    } else if context.refused.is_empty() {
+        std::mem::take(&mut context.refused_by_hub)
+    } else {
+        codes(context.refused)
+    }
+}
+
+/// Takes out of the hub's answer why it refused, which is for the record and not for the client.
+fn take_refusal(response: &mut ResponseHeader) -> Vec<String> {
+    let Some(header) = response.remove_header(HUB_REFUSED) else { return Vec::new() };
+    if response.status.as_u16() < 400 {
+        return Vec::new();
+    }
+    let is_code = |code: &&str| {
+        (1..=CODE_BYTES_MAX).contains(&code.len())
+            && code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let codes = header.to_str().unwrap_or_default().split(',').filter(is_code);
+    codes.take(CODES_MAX).map(str::to_owned).collect()
+}
+
+/// The header in which the hub says why it refused: codes, parted by commas.
+const HUB_REFUSED: &str = "sekisho-refused";
+const CODE_BYTES_MAX: usize = 64;
+const CODES_MAX: usize = 32;
 
 fn permit(context: &RequestContext) -> Result<&Permit> {
     context
@@ -458,5 +493,20 @@ mod tests {
         let ids: std::collections::HashSet<String> = (0..1000).map(|_| new_request_id()).collect();
         assert_eq!(ids.len(), 1000);
         assert!(ids.iter().all(|id| id.len() == 24));
+    }
+
+    #[test]
+    fn the_hubs_reasons_are_taken_out_and_only_codes_are_kept() {
+        for (status, told, kept) in [
+            (403, "not_registered,not_live", vec!["not_registered", "not_live"]),
+            (404, "no_document", vec!["no_document"]),
+            (422, "Name 1,,x y,0000000001,body_invalid", vec!["body_invalid"]),
+            (200, "not_registered", vec![]),
+        ] {
+            let mut response = ResponseHeader::build(status, None).unwrap();
+            response.insert_header(HUB_REFUSED, told).unwrap();
+            assert_eq!(take_refusal(&mut response), kept, "{told}");
+            assert!(!response.headers.contains_key(HUB_REFUSED), "{told}");
+        }
     }
 }

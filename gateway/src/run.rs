@@ -86,6 +86,7 @@ pub async fn run_until(
         Gateway::new(access, recorder.clone(), hub, config.limits.clone(), metrics.clone());
     let proxy = Arc::new(proxy(gateway, &config.limits));
     let stream = AuditStream {
+        origin: config.audit.key.verifying_key().name().to_owned(),
         dir: config.audit.dir,
         committed: recorder.committed(),
         facts: facts.clone(),

@@ -32,7 +32,7 @@ use crate::body::query;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::int;
-use crate::{Hub, clock, insured};
+use crate::{Hub, clock, gateway_records, insured};
 use entry::{Entry, Place, Source};
 
 /// What was delivered.
@@ -119,6 +119,7 @@ pub(crate) async fn list(
         Some(text) => Some(Cursor::parse(text).ok_or_else(no_such_page)?),
         None => None,
     };
+    let is_current = hub.access_index.is_current();
     let mut tx = permit.read(&hub).await?;
     insured::require(&mut tx, permit.claims(), insured, clock::now_s()).await?;
     let cursor = match before {
@@ -127,8 +128,10 @@ pub(crate) async fn list(
     };
     let pseudonym = hub.pseudonym.of(&insured.to_string());
     let (entries, next) = read_page(&mut tx, insured, &pseudonym, cursor).await?;
+    let complete = is_current && !gateway_records::is_rebuilding(&mut tx).await?;
     let accesses: Vec<_> = entries.iter().map(Entry::print).collect();
-    Ok(axum::Json(json!({ "accesses": accesses, "next": next })).into_response())
+    let answer = json!({ "accesses": accesses, "next": next, "complete": complete });
+    Ok(axum::Json(answer).into_response())
 }
 
 /// The newest entries before `cursor`, and where the next page begins.

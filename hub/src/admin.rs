@@ -4,6 +4,7 @@
 
 use axum::Router;
 use axum::extract::{Request, State};
+use axum::http::header;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -22,6 +23,7 @@ pub(crate) fn router(hub: Hub) -> Router {
         .route("/access-index", get(gateway_records::status))
         .route("/access-index/rebuild", post(gateway_records::rebuild))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .fallback(routes::no_such_operation)
         .method_not_allowed_fallback(routes::no_such_operation)
         .layer(from_fn(to_the_end))
@@ -35,6 +37,12 @@ async fn to_the_end(request: Request, next: Next) -> Response {
         Err(error) => Refusal::Internal(Box::new(error)).into_response(),
     };
     finish(response, "")
+}
+
+/// `GET /metrics`: what the hub's audit log counts about itself.
+async fn metrics(State(hub): State<Hub>) -> Response {
+    let form = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (form, hub.audit.metrics().text()).into_response()
 }
 
 /// `GET /status`.

@@ -1,7 +1,7 @@
 //! The gateway's records, as far as they are about a person: indexed for the access history.
 //!
 //! ```text
-//!  gateway ── {"number","at","event","party_name"} · {"through"} ──► follow ─► line ─► Batch
+//!  gateway ── {"log"} · {"number","at","event","hash"} · {"through"} ──► follow ─► line ─► Batch
 //!                                              gateway_decisions, … ◄── index (one short commit)
 //!  operator ── POST /access-index/rebuild ──► index begins anew ──► follow asks from record 1
 //! ```
@@ -9,14 +9,16 @@
 //! Invariants: rows and the number up to which they were made are committed together, so nothing
 //! is indexed twice or left out; a line that is not understood ends the connection and is asked
 //! for again, never skipped; a commit holds at most [`ROWS_MAX`] rows, so that users who write wait
-//! for no more than one of them. What the index holds can be made anew from the gateway's log at
-//! will; nothing else depends on it.
+//! for no more than one of them. A log of the gateway that is not the one indexed is told by its
+//! name or by the hash of the last record: then nothing is removed, and the other log is indexed
+//! beside. What the index holds can be made anew from the gateway's log at will.
 
 mod index;
 mod line;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::extract::State;
@@ -35,7 +37,8 @@ use crate::body::{OptionalJsonBody, Text};
 use crate::refusal::{Refusal, chain};
 use crate::work::{Deed, Work};
 use index::{Batch, Position};
-use line::Line;
+use line::{Hello, Line};
+use sqlx::sqlite::SqliteConnection;
 
 /// Why the stream is not followed any more.
 #[derive(Debug, thiserror::Error)]
@@ -86,17 +89,27 @@ enum Error {
         /// What came.
         number: u64,
     },
-    /// The numbers or times are not those of the log that was indexed.
+    /// The gateway did not say which log it is, or said it in between.
     #[error(
-        "the gateway has another log than the one indexed (its record {gateway} against record \
-         {indexed} here): the index begins anew"
+        "record stream does not begin with the name of its log: are gateway and hub of one version?"
+    )]
+    NoHello,
+    /// The name, hash or length is not that of the log that was indexed.
+    #[error(
+        "the gateway has another log than the one indexed up to record {indexed}: what is indexed \
+         is kept, and its log `{origin}` with {last} records is indexed from the first"
     )]
     OtherLog {
         /// The last record that was indexed.
         indexed: u64,
-        /// What came.
-        gateway: u64,
+        /// The other log's name.
+        origin: String,
+        /// Its last record.
+        last: u64,
     },
+    /// It can not be recorded that another log is indexed.
+    #[error("the change to another log of the gateway cannot be recorded: {0}")]
+    Refused(String),
     /// The rows cannot be read or written.
     #[error("access index cannot be read or written")]
     Store(#[from] sqlx::Error),
@@ -106,13 +119,31 @@ enum Error {
 pub(crate) struct AccessIndex {
     socket: Option<PathBuf>,
     connected: AtomicBool,
+    /// When the gateway last said how far it has come, once everything before was indexed.
+    whole_at: Mutex<Option<Instant>>,
     anew: Notify,
 }
 
 impl AccessIndex {
     /// An index of the records that are served at `socket`; of none without one.
     pub(crate) fn new(socket: Option<PathBuf>) -> Self {
-        Self { socket, connected: AtomicBool::new(false), anew: Notify::new() }
+        Self {
+            socket,
+            connected: AtomicBool::new(false),
+            whole_at: Mutex::default(),
+            anew: Notify::new(),
+        }
+    }
+
+    /// Whether the index holds what the gateway recorded up to some seconds ago, unless it is being
+    /// made anew.
+    pub(crate) fn is_current(&self) -> bool {
+        let whole_at = *self.whole_at.lock().unwrap_or_else(PoisonError::into_inner);
+        whole_at.is_some_and(|at| at.elapsed() < LAG_MAX)
+    }
+
+    fn set_whole_at(&self, at: Option<Instant>) {
+        *self.whole_at.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 }
 
@@ -155,9 +186,10 @@ struct Session<'a> {
     position: Position,
     batch: Batch,
     flush_at: Option<Instant>,
-    /// The last number that came without a record, and when it came first.
-    last_told: Option<(u64, Instant)>,
-    has_heard: bool,
+    /// The last record of the log when the connection began.
+    last: u64,
+    /// Whether everything up to that one is indexed.
+    has_caught_up: bool,
     has_advanced: bool,
 }
 
@@ -168,8 +200,8 @@ impl<'a> Session<'a> {
             position: Position::default(),
             batch: Batch::default(),
             flush_at: None,
-            last_told: None,
-            has_heard: false,
+            last: 0,
+            has_caught_up: false,
             has_advanced: false,
         }
     }
@@ -180,11 +212,14 @@ impl<'a> Session<'a> {
         self.position = index::clear(store).await?;
         let (mut lines, _open) = connect(socket, self.position.through + 1).await?;
         let connected = Connected(&self.hub.access_index);
+        let first = tokio::time::timeout(SILENCE_MAX, lines.next(self.position.through)).await;
+        self.greet(&first.unwrap_or(Err(Error::Silent))?).await?;
+        connected.is_so();
         loop {
             let flush_at = self.flush_at.unwrap_or_else(|| Instant::now() + SILENCE_MAX);
             let step = tokio::select! {
                 line = tokio::time::timeout(SILENCE_MAX, lines.next(self.position.through)) => {
-                    self.take_line(line.unwrap_or(Err(Error::Silent)), &connected).await?
+                    self.take_line(line.unwrap_or(Err(Error::Silent))).await?
                 }
                 () = tokio::time::sleep_until(flush_at) => self.flush().await?,
                 () = self.hub.access_index.anew.notified() => Step::Anew,
@@ -195,25 +230,36 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// Takes the first line, which says which log it is.
+    async fn greet(&mut self, line: &[u8]) -> Result<(), Error> {
+        let after = self.position.through;
+        let Line::Hello(hello) =
+            line::parse(line).map_err(|source| Error::Line { after, source })?
+        else {
+            return Err(Error::NoHello);
+        };
+        if !self.position.is_of(&hello) {
+            begin_log(self.hub, &self.position, &hello).await?;
+            let Hello { origin, last, .. } = hello;
+            return Err(Error::OtherLog { indexed: after, origin, last });
+        }
+        if self.position.rebuild_until > hello.last || self.position.origin.is_none() {
+            self.position.rebuild_until = self.position.rebuild_until.min(hello.last);
+            self.position.origin = Some(hello.origin);
+            self.flush_within(FLUSH_INTERVAL);
+        }
+        self.last = hello.last;
+        Ok(())
+    }
+
     /// Takes one line in; what came before a bad one is kept.
-    async fn take_line(
-        &mut self,
-        line: Result<Vec<u8>, Error>,
-        connected: &Connected<'_>,
-    ) -> Result<Step, Error> {
+    async fn take_line(&mut self, line: Result<Vec<u8>, Error>) -> Result<Step, Error> {
         let after = self.position.through;
         let line = line
             .and_then(|line| line::parse(&line).map_err(|source| Error::Line { after, source }));
         match line.and_then(|line| self.take(line)) {
-            Ok(()) => {
-                self.has_heard = true;
-                connected.is_so();
-                if self.batch.rows() >= ROWS_MAX { self.flush().await } else { Ok(Step::On) }
-            }
-            Err(error @ Error::OtherLog { gateway, .. }) => {
-                index::begin_anew(&self.hub.store, gateway).await?;
-                Err(error)
-            }
+            Ok(()) if self.batch.rows() >= ROWS_MAX => self.flush().await,
+            Ok(()) => Ok(Step::On),
             Err(error) => {
                 self.flush().await?;
                 Err(error)
@@ -227,45 +273,39 @@ impl<'a> Session<'a> {
             Line::Record(record) if record.number <= after => {
                 return Err(Error::OutOfOrder { after, number: record.number });
             }
-            // Within one log, times never go back.
-            Line::Record(record) if record.at_ms < self.position.last_at_ms => {
-                return Err(Error::OtherLog { indexed: after, gateway: record.number });
-            }
             Line::Record(record) => {
                 self.position.through = record.number;
-                self.position.last_at_ms = record.at_ms;
-                self.last_told = None;
+                self.position.hash = Some(record.hash.clone());
                 self.batch.push(record);
                 self.flush_within(FLUSH_INTERVAL);
             }
-            Line::Through(number) if number < after => {
-                return Err(if self.has_heard {
-                    Error::OutOfOrder { after, number }
-                } else {
-                    Error::OtherLog { indexed: after, gateway: number }
-                });
+            Line::Through(number, _) if number < after => {
+                return Err(Error::OutOfOrder { after, number });
             }
-            Line::Through(number) => self.note(number),
+            Line::Through(number, hash) => self.note(number, hash),
+            Line::Hello(_) => return Err(Error::NoHello),
         }
         Ok(())
     }
 
     /// Notes that everything up to `number` was sent.
-    fn note(&mut self, number: u64) {
+    fn note(&mut self, number: u64, hash: Option<String>) {
         if number > self.position.through {
             self.position.through = number;
+            self.position.hash = hash;
             self.flush_within(NOTE_INTERVAL);
         }
-        let since = match self.last_told {
-            Some((told, since)) if told == number => since,
-            Some(_) | None => Instant::now(),
-        };
-        self.last_told = Some((number, since));
-        // Nothing more is to come: the log ends before where the index once stood.
-        if since.elapsed() > SETTLED_AFTER && self.position.rebuild_until > number {
-            self.position.rebuild_until = number;
-            self.flush_within(FLUSH_INTERVAL);
+        if self.batch.rows() == 0 {
+            self.look_whether_caught_up();
         }
+        if self.has_caught_up {
+            self.hub.access_index.set_whole_at(Some(Instant::now()));
+        }
+    }
+
+    /// To be called when nothing waits for the commit.
+    fn look_whether_caught_up(&mut self) {
+        self.has_caught_up |= self.position.through >= self.last;
     }
 
     fn flush_within(&mut self, time: Duration) {
@@ -281,6 +321,7 @@ impl<'a> Session<'a> {
         let batch = std::mem::take(&mut self.batch);
         if index::add(&self.hub.store, &self.position, &batch).await? {
             self.has_advanced = true;
+            self.look_whether_caught_up();
             Ok(Step::On)
         } else {
             Ok(Step::Anew)
@@ -309,7 +350,28 @@ impl Connected<'_> {
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
         self.0.connected.store(false, Ordering::Relaxed);
+        self.0.set_whole_at(None);
     }
+}
+
+/// Begins with another log of the gateway, on record.
+async fn begin_log(hub: &Hub, position: &Position, hello: &Hello) -> Result<(), Error> {
+    let object = audit_log::Object::named(format!("gateway-log/{}", hello.origin));
+    let refused = |refusal: Refusal| Error::Refused(refusal.code());
+    let deed = Deed::by_hub("access-index.other-log", object);
+    let mut work = Work::begin(hub, deed).await.map_err(refused)?;
+    let result = index::begin_log(work.conn(), hello).await.map_err(Refusal::from);
+    work.effect(format!(
+        "the gateway came with another log than `{}`, indexed up to record {}: that index is kept",
+        position.origin.as_deref().unwrap_or("unknown"),
+        position.through,
+    ));
+    work.finish(result).await.map_err(refused)
+}
+
+/// Whether the index is being made anew.
+pub(crate) async fn is_rebuilding(conn: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    Ok(index::position(conn).await?.is_rebuilding())
 }
 
 /// Connects and asks for every record from `from` on. The half to write is kept open.
@@ -382,7 +444,7 @@ pub(crate) async fn rebuild(
     let deed = Deed::by_operator(operator, "access-index.rebuild", object);
     let mut work = Work::begin(&hub, deed).await?;
     let result = match &hub.access_index.socket {
-        Some(_) => index::set_anew(work.conn(), None).await.map_err(Refusal::from),
+        Some(_) => index::set_anew(work.conn()).await.map_err(Refusal::from),
         None => Err(not_configured()),
     };
     work.effect("index of the gateway's records begins anew");
@@ -398,6 +460,7 @@ async fn describe(hub: &Hub) -> Result<Value, Refusal> {
         "records": records,
         "connected": hub.access_index.connected.load(Ordering::Relaxed),
         "rebuilding": position.is_rebuilding(),
+        "log": position.log,
     }))
 }
 
@@ -416,8 +479,8 @@ const ROWS_MAX: usize = 500;
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a number without records may wait for the commit.
 const NOTE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long the same number comes again before it counts as the end of the log.
-const SETTLED_AFTER: Duration = Duration::from_secs(5);
+/// The gateway says each second how far it has come; longer ago than this, the index lags.
+const LAG_MAX: Duration = Duration::from_secs(10);
 /// The stream says something each second.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 const PAUSE_MIN: Duration = Duration::from_millis(100);

@@ -38,6 +38,7 @@ pub mod careplan_csv;
 mod care_plans;
 mod staff;
 mod gateway_records;
+mod retention;
 mod access_history;
 mod feed;
 mod admin;

@@ -88,6 +88,16 @@ impl Refusal {
         }
     }
 
+    /// Every code, as the gateway records them.
+    fn codes(&self) -> String {
+        match self {
+            Self::Gates(reasons) => {
+                reasons.iter().map(|reason| reason.as_str()).collect::<Vec<_>>().join(",")
+            }
+            Self::Coded(_) | Self::Internal(_) => self.code(),
+        }
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::Gates(reasons) => StatusCode::from_u16(first_reason(*reasons).status())
@@ -165,7 +175,7 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Gives a refused response its body, and logs an inner failure.
+/// Gives a refused response its body, and the gateway the codes; logs an inner failure.
 pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     let Some(refusal) = response.extensions_mut().remove::<Arc<Refusal>>() else {
         return response;
@@ -175,6 +185,9 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     }
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
+    if let Ok(codes) = HeaderValue::from_str(&refusal.codes()) {
+        response.headers_mut().insert(REFUSED, codes);
+    }
     *response.body_mut() = Body::from(refusal.body_text(request_id));
     response
 }
@@ -195,4 +208,6 @@ fn first_reason(reasons: ReasonSet) -> Reason {
     reasons.told().iter().next().unwrap_or(Reason::NotShared)
 }
 
+/// Tells the gateway why a permitted request was refused; it does not reach the client.
+const REFUSED: &str = "sekisho-refused";
 const INTERNAL: &str = "hub_failure";

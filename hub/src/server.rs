@@ -28,7 +28,7 @@ use crate::socket::{self, Listener};
 use crate::staff::password::Passwords;
 use crate::staff::token::{self, TokenKey};
 use crate::store::{self, Store};
-use crate::{Hub, HubParts, admin, ready_file, routes, staff};
+use crate::{Hub, HubParts, admin, ready_file, retention, routes, staff};
 
 /// Why the hub does not start or does not end well.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ pub enum Error {
 /// [`Error`] when it cannot start; whatever had begun is ended and removed again.
 pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
     let sockets = [&config.socket, &config.admin_socket, &config.feed_socket].map(Clone::clone);
-    let ready_path = config.ready_file.clone();
+    let (ready_path, kept_for) = (config.ready_file.clone(), config.audit_retention);
     let hub = open(config).await?;
     let [requests, admin, feed] = sockets;
     let listeners = (Listener::bind(&requests)?, Listener::bind(&admin)?, Listener::bind(&feed)?);
@@ -86,6 +86,7 @@ pub async fn run(config: Config, mut stop: watch::Receiver<bool>) -> Result<(), 
     tasks.spawn(serve_http(listeners.1, admin::router(hub.clone()), stop.clone(), ADMINS_MAX));
     tasks.spawn(serve_feed(listeners.2, hub.clone(), stop.clone()));
     tasks.spawn(gateway_records::follow(hub.clone(), stop.clone()));
+    tasks.spawn(retention::keep(hub.clone(), kept_for, stop.clone()));
     let ready = ready_file::ReadyFile::write(&ready_path)
         .map_err(|source| Error::Ready { path: ready_path, source })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "hub is ready");

@@ -379,6 +379,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_index_of_an_earlier_version_goes_on_as_that_of_the_first_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hub.sqlite");
+        let options = connect_options(&path).create_if_missing(true);
+        let before = SqlitePoolOptions::new().connect_with(options).await.unwrap();
+        sqlx::migrate!("./migrations").run_to(3, &before).await.unwrap();
+        for statement in [
+            "UPDATE access_index SET through = 5, last_at = 1",
+            "INSERT INTO gateway_decisions (number, at, request_id, party, decision, reasons)
+             VALUES (5, 1, 'r', 'p', 'allow', '[]')",
+        ] {
+            sqlx::query(statement).execute(&before).await.unwrap();
+        }
+        before.close().await;
+        let store = Store::open(&path).await.unwrap();
+        let mut tx = store.read().await.unwrap();
+        for (query, expected) in [
+            ("SELECT through FROM access_index WHERE log = 1 AND hash IS NULL", 5i64),
+            ("SELECT number FROM gateway_decisions WHERE late_reasons IS NULL", 5),
+        ] {
+            let found: i64 = sqlx::query_scalar(query).fetch_one(&mut *tx).await.unwrap();
+            assert_eq!(found, expected, "{query}");
+        }
+    }
+
+    #[tokio::test]
     async fn the_database_is_durable_and_checks_references() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("hub.sqlite")).await.unwrap();

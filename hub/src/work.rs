@@ -55,7 +55,7 @@ impl Deed {
         }
     }
 
-    /// A deed of the operator, or of the hub itself.
+    /// A deed of the operator.
     pub(crate) fn by_operator(operator: &str, action: &str, object: Object) -> Self {
         Self {
             // So that a kill between its intent and its outcome is named at the next start.
@@ -65,6 +65,11 @@ impl Deed {
             object,
             detail: String::new(),
         }
+    }
+
+    /// A deed of the hub itself.
+    pub(crate) fn by_hub(action: &str, object: Object) -> Self {
+        Self { actor: Actor::of("hub"), ..Self::by_operator("", action, object) }
     }
 
     /// Adds technical detail, one line without personal data.

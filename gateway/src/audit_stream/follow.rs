@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use audit_log::Event;
+use audit_log::{Entry, Event};
 use serde::Deserialize;
 
 /// Longer than any line of a log.
@@ -41,20 +41,30 @@ pub(super) enum Error {
     },
 }
 
-/// Takes a record's number, time and event; says whether to go on.
-pub(super) type Each<'e> = dyn FnMut(u64, &str, &Event) -> bool + 'e;
+/// A record as it is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen<'r> {
+    pub(super) number: u64,
+    pub(super) at: &'r str,
+    pub(super) event: &'r Event,
+    pub(super) hash: &'r str,
+}
+
+/// Takes a record; says whether to go on.
+pub(super) type Each<'e> = dyn FnMut(Seen<'_>) -> bool + 'e;
 
 /// A place in the log.
 pub(super) struct Follower {
     dir: PathBuf,
     next: u64,
+    hash: Option<String>,
     tail: Option<Tail>,
 }
 
 impl Follower {
-    /// Before record `from`.
-    pub(super) fn new(dir: &Path, from: u64) -> Self {
-        Self { dir: dir.to_owned(), next: from, tail: None }
+    /// Before record `from`; `hash` is that of the record before it, where it is known.
+    pub(super) fn new(dir: &Path, from: u64, hash: Option<String>) -> Self {
+        Self { dir: dir.to_owned(), next: from, hash, tail: None }
     }
 
     /// The number of the record before this place.
@@ -62,12 +72,17 @@ impl Follower {
         self.next.saturating_sub(1)
     }
 
+    /// The hash of that record, where it is known.
+    pub(super) fn hash(&self) -> Option<&str> {
+        self.hash.as_deref()
+    }
+
     /// Reads up to record `through`, which is on disk, or until `each` says no.
     pub(super) fn read_through(&mut self, through: u64, each: &mut Each<'_>) -> Result<(), Error> {
         while self.next <= through {
             let (before, by_tail) = (self.next, self.tail.is_some());
             let wanted = match &mut self.tail {
-                Some(tail) => tail.read(&mut self.next, through, each)?,
+                Some(tail) => tail.read((&mut self.next, &mut self.hash), through, each)?,
                 None => self.read_segments(through, each)?,
             };
             if !wanted {
@@ -94,7 +109,10 @@ impl Follower {
                 break;
             }
             self.next = entry.number + 1;
-            if !each(entry.number, &entry.at, &entry.event) {
+            let Entry { number, at, event, hash } = &entry;
+            let wanted = each(Seen { number: *number, at, event, hash });
+            self.hash = Some(entry.hash);
+            if !wanted {
                 return Ok(false);
             }
         }
@@ -124,6 +142,7 @@ struct Record {
     n: u64,
     at: String,
     event: Event,
+    hash: String,
 }
 
 impl Tail {
@@ -173,7 +192,12 @@ impl Tail {
     }
 
     /// Reads up to record `through` or to the segment's end; says whether `each` wants more.
-    fn read(&mut self, next: &mut u64, through: u64, each: &mut Each<'_>) -> Result<bool, Error> {
+    fn read(
+        &mut self,
+        (next, hash): (&mut u64, &mut Option<String>),
+        through: u64,
+        each: &mut Each<'_>,
+    ) -> Result<bool, Error> {
         let segment = self.segment;
         let failed = |source| Error::Io { segment, source };
         self.file.seek(SeekFrom::Start(self.offset)).map_err(failed)?;
@@ -191,7 +215,10 @@ impl Tail {
                 .ok_or(Error::NotARecord { segment, number: *next })?;
             self.offset += length;
             *next += 1;
-            if !each(record.n, &record.at, &record.event) {
+            let Record { n, at, event, hash: own } = &record;
+            let wanted = each(Seen { number: *n, at, event, hash: own });
+            *hash = Some(record.hash);
+            if !wanted {
                 return Ok(false);
             }
         }

@@ -175,7 +175,13 @@ async fn echo(stream: &mut BufReader<tokio::net::UnixStream>) -> Option<String> 
         "head": head, "claims": opened.claims(), "padding": "x".repeat(padding),
     });
     let json = json.to_string();
-    Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{json}", json.len()))
+    let waits_ms = header(&head, "wait-ms").and_then(|text| text.parse().ok()).unwrap_or(0);
+    tokio::time::sleep(Duration::from_millis(waits_ms)).await;
+    let status = match header(&head, "refuse") {
+        Some(codes) => format!("403 Forbidden\r\nsekisho-refused: {codes}"),
+        None => "200 OK".to_owned(),
+    };
+    Some(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{json}", json.len()))
 }
 
 pub fn header(head: &str, name: &str) -> Option<String> {

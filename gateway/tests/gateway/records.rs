@@ -75,6 +75,70 @@ async fn a_decision_names_actor_object_and_reasons() {
     }
 }
 
+/// The reasons of the one completion of a withheld or refused answer.
+fn late_reasons(events: &[Event]) -> Option<Vec<String>> {
+    events.iter().find_map(|event| {
+        let Event::Completion { status: 403, reasons, .. } = event else { return None };
+        Some(reasons.clone())
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_the_hub_is_recorded_with_its_reasons_and_told_to_nobody_else() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    let headers = format!("{headers}Refuse: not_registered,not_live\r\n");
+    let reply = client.get(CARD, &headers).await.unwrap();
+    assert_eq!(reply.status, 403);
+    assert!(!reply.head.to_lowercase().contains("sekisho-refused"), "{}", reply.head);
+    let events = world.events_when(|events| late_reasons(events).is_some()).await;
+    assert_eq!(late_reasons(&events).unwrap(), ["not_registered", "not_live"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_withheld_is_recorded_with_its_reasons() {
+    let world = World::start().await;
+    let (party, headers) = office(&world, 1).await;
+    let mut client = world.client(&party).await;
+    client
+        .send(&format!("GET {CARD} HTTP/1.1\r\nHost: a\r\n{headers}Wait-Ms: 3000\r\n\r\n"))
+        .await
+        .unwrap();
+    world.audit_with(r#""decision":"allow""#).await;
+    world.hub.send(Fact::Sharing { insurer: "131016".parse().unwrap(), from: None });
+    let events = world.events_when(|events| late_reasons(events).is_some()).await;
+    assert_eq!(late_reasons(&events).unwrap(), ["not_live"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_too_many_is_denied_by_name() {
+    let more = "[limits]\nrequests_in_flight_per_party_max = 1";
+    let world = World::start_with(Setup { more, ..Setup::default() }).await;
+    let (party, headers) = office(&world, 1).await;
+    let mut first = world.client(&party).await;
+    first
+        .send(&format!("GET {CARD} HTTP/1.1\r\nHost: a\r\n{headers}Wait-Ms: 5000\r\n\r\n"))
+        .await
+        .unwrap();
+    world.audit_with(r#""decision":"allow""#).await;
+    let mut second = world.client(&party).await;
+    let reply = second.get(SURVEY, &headers).await.unwrap();
+    assert_eq!((reply.status, code(&reply)), (429, "rate_limited"));
+    let denial = |events: &[Event]| {
+        events.iter().find_map(|event| {
+            let Event::Decision { action, object, reasons, .. } = event else { return None };
+            (reasons == &["rate_limited"]).then(|| (action.clone(), object.clone()))
+        })
+    };
+    let events = world.events_when(|events| denial(events).is_some()).await;
+    let (action, object) = denial(&events).unwrap();
+    assert_eq!(action.as_deref(), Some("documents.view"));
+    assert_eq!(object.document.as_deref(), Some("certification-survey"));
+    let pseudonym = audit_log::Pseudonym::new(&[8; 32]).of(INSURED);
+    assert_eq!(object.insured, Some(pseudonym));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_about_a_person_is_named() {
     let world = World::start().await;

@@ -19,6 +19,7 @@ struct Reader {
     stream: BufReader<UnixStream>,
     records: BTreeMap<u64, Value>,
     through: Option<u64>,
+    hello: Option<Value>,
 }
 
 impl Reader {
@@ -26,7 +27,12 @@ impl Reader {
         let mut stream = UnixStream::connect(world.dir.path().join("stream.sock")).await.unwrap();
         // One that is refused may be closed before it has spoken.
         let _ = stream.write_all(first_line.as_bytes()).await;
-        Self { stream: BufReader::new(stream), records: BTreeMap::new(), through: None }
+        Self {
+            stream: BufReader::new(stream),
+            records: BTreeMap::new(),
+            through: None,
+            hello: None,
+        }
     }
 
     async fn from(world: &World, number: u64) -> Self {
@@ -41,7 +47,10 @@ impl Reader {
             return false;
         }
         let line: Value = serde_json::from_str(&line).unwrap();
-        if let Some(through) = line["through"].as_u64() {
+        if self.hello.is_none() {
+            assert_eq!(line["log"], "test.example/audit/gateway", "which log comes first");
+            self.hello = Some(line);
+        } else if let Some(through) = line["through"].as_u64() {
             assert!(self.through <= Some(through), "never back");
             self.through = Some(through);
         } else {
@@ -69,7 +78,7 @@ fn expected(entries: &[Entry]) -> BTreeMap<u64, Value> {
     });
     let line = |entry: &Entry| {
         let mut line = serde_json::json!({
-            "number": entry.number, "at": entry.at, "event": entry.event,
+            "number": entry.number, "at": entry.at, "event": entry.event, "hash": entry.hash,
         });
         if !matches!(entry.event, Event::Completion { .. }) {
             line["party_name"] = OFFICE_NAME.into();
@@ -120,6 +129,9 @@ async fn a_reader_gets_everything_then_what_comes_and_resumes() {
     rest.until(last).await;
     let told: BTreeMap<u64, Value> = rest.records.range(..=last).map(pair).collect();
     assert_eq!(told, expected(&before).split_off(&middle));
+    let hash = before.iter().find(|entry| entry.number == middle - 1).unwrap().hash.clone();
+    assert_eq!(rest.hello.as_ref().unwrap()["before"], hash, "the place in the log is named");
+    assert_eq!(all.hello.as_ref().unwrap()["before"], "0".repeat(64));
 
     ask(&world, 6).await;
     let after = settled(&world, 45 + 4).await;
@@ -148,6 +160,8 @@ async fn a_silent_log_is_told_and_a_number_beyond_it_too() {
     }
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     assert!(reader.records.is_empty());
+    let hello = reader.hello.take().unwrap();
+    assert_eq!((hello.get("before"), hello["last"].as_u64() >= Some(last)), (None, true));
     assert!(reader.through >= Some(last) && reader.through < Some(last + 1_000));
 }
 

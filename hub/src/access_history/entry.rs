@@ -87,13 +87,32 @@ struct Completion {
     status: i64,
     bytes_sent: i64,
     outcome: String,
+    /// Why the permitted request was refused after all.
+    reasons: Vec<String>,
+}
+
+/// The columns of a completion; they are there together.
+#[derive(sqlx::FromRow)]
+struct CompletionRow {
+    status: Option<i64>,
+    bytes_sent: Option<i64>,
+    outcome: Option<String>,
+    late_reasons: Option<String>,
+}
+
+impl CompletionRow {
+    fn read(self) -> Result<Option<Completion>, sqlx::Error> {
+        let reasons = self.late_reasons.map_or(Ok(Vec::new()), |reasons| list(&reasons))?;
+        let Some(((status, bytes_sent), outcome)) =
+            self.status.zip(self.bytes_sent).zip(self.outcome)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Completion { status, bytes_sent, outcome, reasons }))
+    }
 }
 
 impl Completion {
-    fn of(status: Option<i64>, bytes_sent: Option<i64>, outcome: Option<String>) -> Option<Self> {
-        Some(Self { status: status?, bytes_sent: bytes_sent?, outcome: outcome? })
-    }
-
     fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
@@ -101,7 +120,14 @@ impl Completion {
     /// Whether the permitted request was refused after all: the facts had moved before the answer
     /// left, or the hub's own rows said no.
     fn is_refusal(&self) -> bool {
-        self.outcome == "withheld" || self.status == FORBIDDEN
+        let names_a_gate = || {
+            first_reason(&self.reasons).is_some_and(|reason| {
+                !matches!(reason, Reason::BadRequest | Reason::NoSuchOperation)
+            })
+        };
+        self.outcome == "withheld"
+            || self.status == FORBIDDEN
+            || (self.is_rejection() && names_a_gate())
     }
 
     /// Whether the request itself was at fault, so that nothing was done.
@@ -199,6 +225,12 @@ impl Entry {
 
     fn reasons(&self) -> &[String] {
         match &self.what {
+            // Of an answer that did not come, the reasons say nothing of what was done.
+            What::Permitted { completion: Some(end), .. }
+                if end.is_refusal() || end.is_rejection() =>
+            {
+                &end.reasons
+            }
             What::Permitted { .. } => &[],
             What::Denied { reasons } | What::Counted { reasons, .. } => reasons,
         }
@@ -227,7 +259,7 @@ impl Entry {
         match completion {
             None if left_the_hub => End::Done,
             None => End::Open,
-            Some(end) if end.is_refusal() => End::Denied(None),
+            Some(end) if end.is_refusal() => End::Denied(reason),
             Some(end) if end.is_rejection() => End::Failed,
             Some(end) if !end.is_success() => End::Unconfirmed,
             Some(end) if end.is_complete() => End::Done,
@@ -257,9 +289,8 @@ struct DeliveryRow {
     version: i64,
     action: String,
     request_id: String,
-    status: Option<i64>,
-    bytes_sent: Option<i64>,
-    outcome: Option<String>,
+    #[sqlx(flatten)]
+    completion: CompletionRow,
 }
 
 /// The hub's own rows, with what the gateway's records of the same request add.
@@ -273,7 +304,7 @@ pub(super) async fn deliveries(
     let (at, id) = cursor.before.bound_s(Source::Delivery);
     let rows: Vec<DeliveryRow> = sqlx::query_as(
         "SELECT a.id, a.at, a.party, d.party_name, a.staff_job, a.kind, a.version, a.action,
-           a.request_id, d.status, d.bytes_sent, d.outcome
+           a.request_id, d.status, d.bytes_sent, d.outcome, d.late_reasons
          FROM accesses a LEFT JOIN gateway_decisions d ON d.number = (
            SELECT MIN(n.number) FROM gateway_decisions n WHERE n.request_id = a.request_id
              AND n.decision = 'allow' AND (n.insured = $3 OR n.insured IS NULL))
@@ -289,14 +320,16 @@ pub(super) async fn deliveries(
     .bind(rows_max)
     .fetch_all(conn)
     .await?;
-    Ok(rows.into_iter().map(Entry::from).collect())
+    rows.into_iter().map(Entry::try_from).collect()
 }
 
-impl From<DeliveryRow> for Entry {
-    fn from(row: DeliveryRow) -> Self {
+impl TryFrom<DeliveryRow> for Entry {
+    type Error = sqlx::Error;
+
+    fn try_from(row: DeliveryRow) -> Result<Self, sqlx::Error> {
         let is_document = row.kind.parse::<DocumentKind>().is_ok();
-        let completion = Completion::of(row.status, row.bytes_sent, row.outcome);
-        Self {
+        let completion = row.completion.read()?;
+        Ok(Self {
             place: Place { at_ms: row.at * 1_000, source: Source::Delivery, id: row.id },
             party: row.party,
             party_name: row.party_name,
@@ -306,7 +339,7 @@ impl From<DeliveryRow> for Entry {
             action: Some(row.action),
             request_id: Some(row.request_id),
             what: What::Permitted { completion, left_the_hub: true },
-        }
+        })
     }
 }
 
@@ -323,9 +356,8 @@ struct DecisionRow {
     request_id: String,
     decision: String,
     reasons: String,
-    status: Option<i64>,
-    bytes_sent: Option<i64>,
-    outcome: Option<String>,
+    #[sqlx(flatten)]
+    completion: CompletionRow,
 }
 
 /// The gateway's decisions about the person that no row of the hub stands for.
@@ -339,7 +371,8 @@ pub(super) async fn decisions(
     let (at, number) = cursor.before.bound(Source::Decision);
     let rows: Vec<DecisionRow> = sqlx::query_as(
         "SELECT d.number, d.at, d.party, d.party_name, d.staff_job, d.kind, d.document_id,
-           d.action, d.request_id, d.decision, d.reasons, d.status, d.bytes_sent, d.outcome
+           d.action, d.request_id, d.decision, d.reasons, d.status, d.bytes_sent, d.outcome,
+           d.late_reasons
          FROM gateway_decisions d
          WHERE d.insured = $1 AND (d.at, d.number) < ($2, $3)
            AND NOT (d.decision = 'allow' AND EXISTS (
@@ -364,7 +397,7 @@ impl TryFrom<DecisionRow> for Entry {
 
     fn try_from(row: DecisionRow) -> Result<Self, sqlx::Error> {
         let what = if row.decision == audit_log::ALLOW {
-            let completion = Completion::of(row.status, row.bytes_sent, row.outcome);
+            let completion = row.completion.read()?;
             What::Permitted { completion, left_the_hub: false }
         } else {
             What::Denied { reasons: list(&row.reasons)? }

@@ -42,6 +42,7 @@ struct Verb {
     did: &'static str,
     tried: &'static str,
     could_not: &'static str,
+    could: &'static str,
     may: &'static str,
     /// Whether what matters is the answer, and not what was written.
     is_read: bool,
@@ -88,7 +89,7 @@ impl Deed {
             End::Done | End::Open => short,
             End::BrokenOff { .. } if !self.verb.is_read => short,
             End::Unconfirmed if !self.verb.is_read => {
-                format!("{short}が、できたかどうかは確認できません")
+                format!("{short}が、{}かどうかは確認できません", self.verb.could)
             }
             End::Failed | End::Unconfirmed => format!("{short}が、{could_not}"),
             End::BrokenOff { something_left: true } => {
@@ -216,6 +217,7 @@ const SEE: Verb = Verb {
     did: "見ました",
     tried: "見ようとしました",
     could_not: "見られませんでした",
+    could: "見られた",
     may: "見ることを認められました",
     is_read: true,
 };
@@ -223,6 +225,7 @@ const STORE: Verb = Verb {
     did: "登録しました",
     tried: "登録しようとしました",
     could_not: "登録できませんでした",
+    could: "登録できた",
     may: "登録することを認められました",
     is_read: false,
 };
@@ -230,6 +233,7 @@ const WITHDRAW: Verb = Verb {
     did: "撤回しました",
     tried: "撤回しようとしました",
     could_not: "撤回できませんでした",
+    could: "撤回できた",
     may: "撤回することを認められました",
     is_read: false,
 };
@@ -237,6 +241,7 @@ const SEND: Verb = Verb {
     did: "送りました",
     tried: "送ろうとしました",
     could_not: "送れませんでした",
+    could: "送れた",
     may: "送ることを認められました",
     is_read: false,
 };
@@ -244,6 +249,7 @@ const FILE: Verb = Verb {
     did: "提出しました",
     tried: "提出しようとしました",
     could_not: "提出できませんでした",
+    could: "提出できた",
     may: "提出することを認められました",
     is_read: false,
 };
@@ -251,6 +257,7 @@ const USE: Verb = Verb {
     did: "利用しました",
     tried: "利用しようとしました",
     could_not: "利用できませんでした",
+    could: "利用できた",
     may: "利用することを認められました",
     is_read: true,
 };

@@ -17,9 +17,14 @@ pub(super) enum Error {
         /// Where.
         column: usize,
     },
-    /// It is neither a record nor a number.
-    #[error("neither a record with `number`, `at` and `event` nor a `through` alone")]
+    /// It is no line of the stream.
+    #[error(
+        "none of: `log` and `last`; `number`, `at`, `event` and `hash`; `through` and its `hash`"
+    )]
     Form,
+    /// A hash is none.
+    #[error("`{0}` is not a hash of 64 lower-case hex digits")]
+    Hash(&'static str),
     /// A time is none.
     #[error("`{0}` is not an RFC 3339 instant")]
     Time(&'static str),
@@ -28,10 +33,23 @@ pub(super) enum Error {
 /// A line.
 #[derive(Debug)]
 pub(super) enum Line {
+    /// Which log it is.
+    Hello(Hello),
     /// A record of the log.
     Record(Record),
-    /// Everything up to this number was sent.
-    Through(u64),
+    /// Everything up to the record of this number was sent; its hash, where it is known.
+    Through(u64, Option<String>),
+}
+
+/// What the gateway says of its log before anything else.
+#[derive(Debug)]
+pub(super) struct Hello {
+    /// The log's name.
+    pub(super) origin: String,
+    /// Hash of the record before the first that was asked for, if there is one.
+    pub(super) before: Option<String>,
+    /// Number of the last record.
+    pub(super) last: u64,
 }
 
 /// A record.
@@ -39,6 +57,7 @@ pub(super) enum Line {
 pub(super) struct Record {
     pub(super) number: u64,
     pub(super) at_ms: u64,
+    pub(super) hash: String,
     pub(super) what: What,
 }
 
@@ -79,6 +98,7 @@ pub(super) struct Completion {
     pub(super) status: u16,
     pub(super) bytes_sent: u64,
     pub(super) outcome: String,
+    pub(super) reasons: Vec<String>,
 }
 
 /// Denials that were counted.
@@ -101,11 +121,15 @@ pub(super) struct DenialsOf {
 
 #[derive(Deserialize)]
 struct RawLine {
+    log: Option<String>,
+    before: Option<String>,
+    last: Option<u64>,
     number: Option<u64>,
     at: Option<String>,
     event: Option<Event>,
     party_name: Option<String>,
     through: Option<u64>,
+    hash: Option<String>,
 }
 
 /// Reads one line, without its end.
@@ -115,15 +139,26 @@ struct RawLine {
 pub(super) fn parse(line: &[u8]) -> Result<Line, Error> {
     let raw: RawLine =
         serde_json::from_slice(line).map_err(|error| Error::Json { column: error.column() })?;
-    let RawLine { number, at, event, party_name, through } = raw;
-    match (number, at, event, through) {
-        (Some(number), Some(at), Some(event), None) => {
-            let at_ms = clock::parse_ms(&at).ok_or(Error::Time("at"))?;
-            Ok(Line::Record(Record { number, at_ms, what: what(event, party_name)? }))
+    let RawLine { log, before, last, number, at, event, party_name, through, hash } = raw;
+    let (before, hash) = (checked("before", before)?, checked("hash", hash)?);
+    match (log.zip(last), number.zip(at).zip(event).zip(hash.clone()), through) {
+        (Some((log, last)), None, None) => {
+            Ok(Line::Hello(Hello { origin: short(&log), before, last }))
         }
-        (None, None, None, Some(through)) => Ok(Line::Through(through)),
-        _ => Err(Error::Form),
+        (None, Some((((number, at), event), hash)), None) => {
+            let at_ms = clock::parse_ms(&at).ok_or(Error::Time("at"))?;
+            Ok(Line::Record(Record { number, at_ms, hash, what: what(event, party_name)? }))
+        }
+        (None, None, Some(through)) if number.is_none() => Ok(Line::Through(through, hash)),
+        (_, _, _) => Err(Error::Form),
     }
+}
+
+fn checked(name: &'static str, hash: Option<String>) -> Result<Option<String>, Error> {
+    let is_hash = |hash: &String| {
+        hash.len() == 64 && hash.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    if hash.as_ref().is_none_or(is_hash) { Ok(hash) } else { Err(Error::Hash(name)) }
 }
 
 fn what(event: Event, party_name: Option<String>) -> Result<What, Error> {
@@ -136,8 +171,9 @@ fn what(event: Event, party_name: Option<String>) -> Result<What, Error> {
             let is_kept = found.is_kept();
             Ok(if is_kept { What::Decision(Box::new(found)) } else { What::Nothing })
         }
-        Event::Completion { request_id, status, bytes_sent, outcome, .. } => {
-            Ok(What::Completion(Completion { request_id, status, bytes_sent, outcome }))
+        Event::Completion { request_id, status, bytes_sent, outcome, reasons, .. } => {
+            let ended = Completion { request_id, status, bytes_sent, outcome, reasons };
+            Ok(What::Completion(ended))
         }
         Event::Aggregated { what, party, from, until, count, reasons, insured, .. } => {
             if what != "denials" || insured.is_empty() {
@@ -220,26 +256,35 @@ mod tests {
     #[test]
     fn lines_that_are_neither_record_nor_number_are_refused_without_their_words() {
         let at = "2026-04-01T00:00:00.000Z";
-        let stopped = json!({"event": "service_stopped"});
+        let (stopped, hash) = (json!({"event": "service_stopped"}), "0".repeat(64));
         for (line, expected) in [
             ("{".to_owned(), "column 1"),
             (String::new(), "column 0"),
             ("[]".to_owned(), "column"),
             (r#"{"number":"4711secret"}"#.to_owned(), "column"),
-            (json!({"number": 1}).to_string(), "neither"),
-            (json!({"number": 1, "through": 1}).to_string(), "neither"),
-            (json!({"number": 1, "at": "secret", "event": stopped}).to_string(), "`at`"),
+            (json!({"number": 1}).to_string(), "none of"),
+            (json!({"number": 1, "through": 1}).to_string(), "none of"),
+            (json!({"log": "secret"}).to_string(), "none of"),
+            (json!({"number": 1, "at": at, "event": stopped}).to_string(), "none of"),
+            (json!({"through": 1, "hash": "secret"}).to_string(), "`hash`"),
+            (json!({"log": "l", "last": 1, "before": "secret"}).to_string(), "`before`"),
+            (
+                json!({"number": 1, "at": "secret", "event": stopped, "hash": hash}).to_string(),
+                "`at`",
+            ),
             (json!({"number": 1, "at": at, "event": {"event": "secret"}}).to_string(), "column"),
         ] {
             let error = parse(line.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected) && !error.contains("secret"), "{line}: {error}");
         }
-        let line = json!({"number": 1, "at": at, "event": stopped, "more": 1}).to_string();
+        let line = json!({"number": 1, "at": at, "event": stopped, "hash": hash, "more": 1});
+        let line = line.to_string();
         assert!(matches!(parse(line.as_bytes()), Ok(Line::Record(Record { number: 1, .. }))));
     }
 
     fn denials(insured: &Value, reasons: &Value) -> Vec<DenialsOf> {
-        let line = json!({"number": 9, "at": "2026-04-01T00:01:00.000Z", "event": {
+        let hash = "0".repeat(64);
+        let line = json!({"number": 9, "at": "2026-04-01T00:01:00.000Z", "hash": hash, "event": {
             "event": "aggregated", "what": "denials", "party": "office/1370000001/terminal/a",
             "from": "2026-04-01T00:00:00.000Z", "until": "2026-04-01T00:00:59.000Z",
             "count": 10, "reasons": reasons, "insured": insured,

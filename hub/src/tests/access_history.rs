@@ -14,6 +14,7 @@ use super::harness::*;
 
 const AT: &str = "2026-04-01T00:00:00.000Z";
 const NAME: &str = "見本居宅介護支援事業所";
+const ORIGIN: &str = "id.test/audit/gateway";
 
 /// What the gateway's end of the stream has to tell.
 #[derive(Default)]
@@ -24,6 +25,21 @@ struct Told {
     through: Option<u64>,
     /// The numbers that were asked for.
     asked: Vec<u64>,
+    /// Tells the hashes of one log from those of another.
+    log: u64,
+    /// The log's name, where it is not [`ORIGIN`].
+    origin: Option<&'static str>,
+}
+
+impl Told {
+    fn last(&self) -> u64 {
+        self.through.unwrap_or_else(|| self.records.last().map_or(0, |(number, _)| *number))
+    }
+
+    /// The hash of a record of this log.
+    fn hash(&self, number: u64) -> String {
+        if number == 0 { "0".repeat(64) } else { format!("{:032x}{number:032x}", self.log) }
+    }
 }
 
 /// The gateway's end of the stream, on a real socket.
@@ -72,7 +88,8 @@ impl Gateway {
 
     #[allow(clippy::needless_pass_by_value, reason = "tests read better with the event in place")]
     fn tell_named(&self, number: u64, at: &str, event: Value, name: Option<&str>) {
-        let mut line = json!({"number": number, "at": at, "event": event});
+        let hash = self.lock().hash(number);
+        let mut line = json!({"number": number, "at": at, "event": event, "hash": hash});
         if let Some(name) = name {
             line["party_name"] = name.into();
         }
@@ -117,7 +134,19 @@ async fn serve(stream: UnixStream, told: Arc<Mutex<Told>>) {
     reader.read_line(&mut ask).await.unwrap();
     let ask: Value = serde_json::from_str(&ask).unwrap();
     let mut from = ask["from"].as_u64().unwrap();
-    told.lock().unwrap().asked.push(from);
+    let hello = {
+        let mut told = told.lock().unwrap();
+        told.asked.push(from);
+        let (log, last) = (told.origin.unwrap_or(ORIGIN), told.last());
+        let mut hello = json!({"log": log, "last": last});
+        if from <= last + 1 {
+            hello["before"] = told.hash(from - 1).into();
+        }
+        format!("{hello}\n")
+    };
+    if write.write_all(hello.as_bytes()).await.is_err() {
+        return;
+    }
     loop {
         let mut lines = String::new();
         {
@@ -128,9 +157,9 @@ async fn serve(stream: UnixStream, told: Arc<Mutex<Told>>) {
                 lines.push('\n');
                 from = from.max(number + 1);
             }
-            let last = told.records.last().map_or(0, |(number, _)| *number);
-            let through = told.through.unwrap_or(last);
-            lines.push_str(&json!({ "through": through }).to_string());
+            let through = told.last();
+            let line = json!({"through": through, "hash": told.hash(through)});
+            lines.push_str(&line.to_string());
             lines.push('\n');
         }
         if write.write_all(lines.as_bytes()).await.is_err() {
@@ -155,6 +184,16 @@ async fn indexed(hub: &TestHub, through: u64) {
         assert!(Instant::now() < deadline, "not indexed up to {through}: {status}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Waits until the log of this id is indexed up to `through`.
+async fn indexed_in(hub: &TestHub, log: u64, through: u64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while status(hub).await["log"] != log {
+        assert!(Instant::now() < deadline, "log {log} is not indexed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    indexed(hub, through).await;
 }
 
 async fn page_of(hub: &TestHub, person: &str, query: &str) -> Value {
@@ -452,50 +491,172 @@ async fn a_rebuild_is_refused_where_no_stream_is_configured() {
     assert_eq!(answer.refused(422), "body_invalid");
     let answer = hub.admin("POST", "/access-index/rebuild", json!({})).await;
     assert_eq!(answer.refused(409), "access_index_not_configured");
-    let expected = json!({"through": 0, "records": 0, "connected": false, "rebuilding": false});
+    let expected = json!({"through": 0, "records": 0, "connected": false, "rebuilding": false,
+                          "log": 1});
     assert_eq!(status(&hub).await, expected);
 }
 
-#[tokio::test]
-async fn another_log_of_the_gateway_is_indexed_from_its_start() {
-    let hub = with_card().await;
-    let gateway = Gateway::start(&hub);
-    for n in 1..=5 {
-        let request = format!("old{n}");
+/// What a gateway of the log number `log` tells: `count` denials, with requests of this name.
+fn denials_of(hub: &TestHub, log: u64, name: &str, count: u64) -> Gateway {
+    let gateway = Gateway::new(hub, Arc::default());
+    gateway.lock().log = log;
+    for n in 1..=count {
+        let request = format!("{name}{n}");
         gateway.tell(n, AT, gateway.denial(&request, "burden-ratio", &["not_registered"]));
     }
-    indexed(&hub, 5).await;
-    drop(gateway.stop().await);
-    let gateway = Gateway::start(&hub);
-    gateway.tell(1, "2026-05-01T00:00:00.000Z", gateway.decision("new1", "documents.list", None));
-    indexed(&hub, 1).await;
-    let entries = history(&hub).await;
-    assert_eq!(entries.len(), 1, "{entries:?}");
-    assert_eq!(entries[0]["request_id"], "new1");
-    assert_eq!(gateway.lock().asked, [6, 1]);
+    gateway
+}
+
+async fn requests(hub: &TestHub) -> Vec<String> {
+    let entries = history(hub).await;
+    let mut ids: Vec<String> =
+        entries.iter().map(|entry| entry["request_id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    ids
 }
 
 #[tokio::test]
-async fn a_log_whose_times_are_before_those_indexed_is_another_one() {
-    let hub = with_card().await;
-    let gateway = Gateway::start(&hub);
-    for n in 1..=5 {
-        let request = format!("old{n}");
-        gateway.tell(n, AT, gateway.denial(&request, "burden-ratio", &["not_registered"]));
+async fn another_log_of_the_gateway_is_indexed_beside_the_one_before() {
+    // Shorter, as long and longer ones; of the same name and of another.
+    for (count, origin) in
+        [(1, None), (3, None), (8, None), (8, Some("id.test/audit/other/gateway"))]
+    {
+        let hub = with_card().await;
+        let gateway = denials_of(&hub, 1, "old", 3).listen(&hub);
+        indexed(&hub, 3).await;
+        drop(gateway.stop().await);
+        let gateway = denials_of(&hub, 2, "new", count);
+        gateway.lock().origin = origin;
+        let gateway = gateway.listen(&hub);
+        indexed_in(&hub, 2, count).await;
+        let mut expected: Vec<String> = (1..=count).map(|n| format!("new{n}")).collect();
+        expected.extend((1..=3).map(|n| format!("old{n}")));
+        assert_eq!(requests(&hub).await, expected);
+        assert_eq!(gateway.lock().asked, [4, 1]);
+        let records = hub.audit("access-index.other-log");
+        assert_eq!(records, ["intent", "effect", "outcome:done"]);
+
+        // A new index is one of the newest log only.
+        hub.admin("POST", "/access-index/rebuild", json!({})).await.expect(200);
+        indexed_in(&hub, 2, count).await;
+        assert_eq!(requests(&hub).await, expected);
     }
+}
+
+#[tokio::test]
+async fn a_log_restored_from_a_backup_tells_nothing_twice() {
+    let hub = with_card().await;
+    let gateway = denials_of(&hub, 1, "q", 3).listen(&hub);
+    let counted = json!({"event": "aggregated", "what": "denials", "party": CARE,
+        "from": AT, "until": "2026-04-01T00:00:58.000Z", "count": 7,
+        "reasons": {"not_registered": 7}, "insured": {gateway.pseudonym.clone(): 7}});
+    gateway.tell(4, AT, counted.clone());
+    gateway.tell(5, AT, gateway.denial("lost", "burden-ratio", &["not_registered"]));
     indexed(&hub, 5).await;
     drop(gateway.stop().await);
-    let gateway = Gateway::new(&hub, Arc::default());
-    for n in 1..=8 {
-        let denial = gateway.denial(&format!("new{n}"), "burden-ratio", &["not_registered"]);
-        gateway.tell(n, "2026-03-01T00:00:00.000Z", denial);
-    }
+    let gateway = denials_of(&hub, 1, "q", 3);
+    gateway.tell(4, AT, counted);
     let gateway = gateway.listen(&hub);
-    indexed(&hub, 8).await;
+    indexed_in(&hub, 2, 4).await;
+    gateway.tell(5, AT, gateway.denial("new", "burden-ratio", &["not_registered"]));
+    indexed_in(&hub, 2, 5).await;
     let entries = history(&hub).await;
-    assert_eq!(entries.len(), 8, "{entries:?}");
-    assert!(entries.iter().all(|entry| entry["at"] == "2026-03-01T00:00:00Z"), "{entries:?}");
-    assert_eq!(gateway.lock().asked, [6, 1]);
+    let counts = entries.iter().filter(|entry| entry["count"] == 7).count();
+    assert_eq!((entries.len(), counts), (3 + 1 + 2, 1), "{entries:?}");
+}
+
+#[tokio::test]
+async fn a_history_says_whether_it_is_complete() {
+    let hub = with_card().await;
+    let complete = async || page_of(&hub, INSURED, "").await["complete"].clone();
+    assert_eq!(complete().await, false, "the gateway is away");
+    let becomes = async |expected: bool| {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while complete().await != expected {
+            assert!(Instant::now() < deadline, "never {expected}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let gateway = denials_of(&hub, 1, "q", 3).listen(&hub);
+    becomes(true).await;
+    assert_eq!(history(&hub).await.len(), 3);
+    drop(gateway.stop().await);
+    becomes(false).await;
+}
+
+#[tokio::test]
+async fn what_was_refused_after_the_permit_is_denied_with_its_reason() {
+    let hub = with_card().await;
+    let gateway = Gateway::start(&hub);
+    let mut number = 0;
+    for (request, action, status, outcome, reason) in [
+        ("hub", "documents.view", 403, "complete", "consent_withdrawn"),
+        ("withheld", "documents.view", 503, "withheld", "facts_stale"),
+        ("missing", "documents.view", 404, "complete", "no_document"),
+        ("broken", "documents.store", 502, "upstream_failed", "upstream_unavailable"),
+    ] {
+        number += 2;
+        gateway.tell(number - 1, AT, gateway.decision(request, action, Some("burden-ratio")));
+        let mut completion = completion(request, status, outcome);
+        completion["reasons"] = json!([reason]);
+        gateway.tell(number, AT, completion);
+    }
+    indexed(&hub, number).await;
+    let entries = history(&hub).await;
+    let entry = |request: &str| {
+        let found = entries.iter().find(|entry| entry["request_id"] == request).unwrap();
+        let text = found["text_ja"].as_str().unwrap().to_owned();
+        (found["decision"].clone(), found["reasons"].clone(), found["reason_ja"].clone(), text)
+    };
+    let (decision, reasons, reason_ja, text) = entry("hub");
+    assert_eq!((decision, reasons), (json!("denied"), json!(["consent_withdrawn"])));
+    assert_eq!(reason_ja, "あなたが同意を撤回しているためです。");
+    assert!(text.contains("あなたが同意を撤回しているため、見られませんでした"), "{text}");
+    let (decision, reasons, _, _) = entry("withheld");
+    assert_eq!((decision, reasons), (json!("denied"), json!(["facts_stale"])));
+    let (decision, reasons, reason_ja, text) = entry("missing");
+    assert_eq!((decision, reasons), (json!("permitted"), json!(["no_document"])));
+    assert_eq!(reason_ja, Value::Null);
+    assert!(text.ends_with("見られませんでした。"), "{text}");
+    let (decision, reasons, _, text) = entry("broken");
+    assert_eq!((decision, reasons), (json!("permitted"), json!([])));
+    assert!(
+        text.ends_with("登録しようとしましたが、登録できたかどうかは確認できません。"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn counted_denials_in_several_records_of_one_moment_are_not_mixed_up() {
+    let hub = with_card().await;
+    let gateway = Gateway::start(&hub);
+    let part = |insured: Value, count: u64| {
+        json!({"event": "aggregated", "what": "denials", "party": CARE, "from": AT,
+               "until": "2026-04-01T00:00:58.000Z", "count": count,
+               "reasons": {"not_registered": count}, "insured": insured})
+    };
+    let other = hub.hub.pseudonym.of("131016/0000000002");
+    gateway.tell(1, AT, part(json!({"p": 1, other: 5}), 6));
+    gateway.tell(2, AT, part(json!({gateway.pseudonym.clone(): 3}), 3));
+    gateway.tell(3, AT, part(json!({gateway.pseudonym.clone(): 2}), 2));
+    indexed(&hub, 3).await;
+    let entries = history(&hub).await;
+    let counts: Vec<_> = entries.iter().map(|entry| entry["count"].as_u64().unwrap()).collect();
+    assert_eq!(counts, [2, 3]);
+    let others = page_of(&hub, "131016/0000000002", "").await;
+    let counts = (&others["accesses"][0]["count"], &others["accesses"][1]);
+    assert_eq!(counts, (&json!(5), &Value::Null));
+}
+
+#[tokio::test]
+async fn a_refusal_tells_the_gateway_its_code_and_the_log_its_metrics() {
+    let hub = with_card().await;
+    let call = hub.call(CARE, "GET", &person("documents/burden-ratio"));
+    let answer = call.grant("burden-ratio", false, Needs::NONE).send().await;
+    assert_eq!(answer.refused(404), "no_document");
+    assert!(answer.head.contains("sekisho-refused: no_document\r\n"), "{}", answer.head);
+    let text = hub.admin("GET", "/metrics", Value::Null).await.text;
+    assert!(text.contains("sekisho_audit_available 1"), "{text}");
 }
 
 #[tokio::test]
@@ -514,7 +675,8 @@ async fn a_malformed_line_is_asked_for_again_and_never_skipped() {
     assert_eq!(gateway.lock().asked[..3], [1, 2, 2]);
     assert_eq!(status(&hub).await["through"], 1, "nothing after it was taken");
     let denial = gateway.denial("q2", "burden-ratio", &["not_registered"]);
-    let line = json!({"number": 2, "at": AT, "event": denial}).to_string();
+    let hash = gateway.lock().hash(2);
+    let line = json!({"number": 2, "at": AT, "event": denial, "hash": hash}).to_string();
     gateway.lock().records[1].1 = line;
     indexed(&hub, 3).await;
     assert_eq!(history(&hub).await.len(), 3);
