@@ -1,7 +1,7 @@
 //! The rows that the stream is indexed into, and how far they go.
 //!
 //! Invariants: the epoch grows when the index begins anew, and rows are added only in the epoch
-//! that they were asked for in. Rows of another log than the newest are never removed here, and what
+//! that they were asked for in. Rows of a log before the newest are never removed here, and what
 //! one of them tells already is not told again by a newer one, as when a log was restored from a
 //! backup.
 
