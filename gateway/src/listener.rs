@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
 use pingora_core::server::ShutdownWatch;
-use pingora_proxy::HttpProxy;
+use pingora_proxy::{HttpProxy, ProxyHttp};
 use policies::reason::Reason;
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,8 +35,9 @@ use crate::proxy::{Gateway, new_request_id};
 use crate::slots::Slots;
 use crate::tls;
 
-/// Everything that a new connection needs.
-pub struct Listener {
+/// Everything that a new connection needs. `P` is what pingora asks in its phases: in the gateway
+/// [`Gateway`], and nothing else.
+pub struct Listener<P = Gateway> {
     /// Terminates TLS.
     pub acceptor: TlsAcceptor,
     /// What every leaf certificate must say.
@@ -50,7 +51,7 @@ pub struct Listener {
     /// Where they are counted.
     pub metrics: Arc<Metrics>,
     /// The proxy behind.
-    pub proxy: Arc<HttpProxy<Gateway>>,
+    pub proxy: Arc<HttpProxy<P>>,
     /// Limits.
     pub limits: Limits,
     /// Turns `true` when the gateway drains.
@@ -66,7 +67,11 @@ enum Failure {
     Tls(io::Error),
 }
 
-impl Listener {
+impl<P> Listener<P>
+where
+    P: ProxyHttp + Send + Sync + 'static,
+    P::CTX: Send + Sync,
+{
     /// Accepts until the gateway drains.
     pub async fn run(self: Arc<Self>, socket: TcpListener) {
         let limits = &self.limits;

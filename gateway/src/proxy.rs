@@ -476,7 +476,7 @@ fn refusal_head(status: u16, body: &Bytes, request_id: &str) -> Result<ResponseH
 }
 
 /// 24 hex digits: Unix milliseconds, so that ids sort by time, then 52 random bits.
-pub(crate) fn new_request_id() -> String {
+pub fn new_request_id() -> String {
     let mut random = [0; 8];
     // Without randomness the id is only less unique; the milliseconds still tell requests apart.
     let _ = aws_lc_rs::rand::fill(&mut random);

@@ -9,7 +9,7 @@ use audit_log::{AuditLog, Options};
 use pingora_core::apps::{HttpServerApp, HttpServerOptions};
 use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
-use pingora_proxy::{HttpProxy, http_proxy};
+use pingora_proxy::{HttpProxy, ProxyHttp, http_proxy};
 use policies::feed::Source;
 use policies::matrix::Matrix;
 use policies::operations::Operations;
@@ -154,7 +154,8 @@ async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {
     })
 }
 
-fn spawn_feeds(config: &Config, facts: &Arc<LiveFacts>, live: &Arc<LiveConnections>) {
+/// Follows both feeds for as long as the runtime lives.
+pub fn spawn_feeds(config: &Config, facts: &Arc<LiveFacts>, live: &Arc<LiveConnections>) {
     for (source, feed) in [(Source::Ca, &config.feed_ca), (Source::Hub, &config.feed_hub)] {
         let task = FeedTask {
             source,
@@ -168,7 +169,7 @@ fn spawn_feeds(config: &Config, facts: &Arc<LiveFacts>, live: &Arc<LiveConnectio
 }
 
 /// Until both feeds have delivered a snapshot there is nothing to decide from.
-async fn first_snapshots(facts: &LiveFacts) {
+pub async fn first_snapshots(facts: &LiveFacts) {
     loop {
         let state = facts.feed_state();
         if state.ca_age_ms.is_some() && state.hub_age_ms.is_some() {
@@ -178,14 +179,15 @@ async fn first_snapshots(facts: &LiveFacts) {
     }
 }
 
-fn proxy(gateway: Gateway, limits: &Limits) -> HttpProxy<Gateway> {
+/// The pingora proxy around `service`, with our limits in place of pingora's defaults.
+pub fn proxy<P: ProxyHttp>(service: P, limits: &Limits) -> HttpProxy<P> {
     let conf = ServerConf {
         threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         upstream_keepalive_pool_size: 256,
         max_retries: 2,
         ..ServerConf::default()
     };
-    let mut proxy = http_proxy(&Arc::new(conf), gateway);
+    let mut proxy = http_proxy(&Arc::new(conf), service);
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(limits.h2_idle_timeout);
     proxy.server_options = Some(options);
@@ -235,7 +237,11 @@ async fn drain(
     }
 }
 
-fn write_ready_file(
+/// Tells where the gateway listens, atomically.
+///
+/// # Errors
+/// If the file can not be written.
+pub fn write_ready_file(
     path: &Path,
     (public, admin): (std::net::SocketAddr, std::net::SocketAddr),
 ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! The hub, reached over its unix socket, for requests that hold a [`Permit`].
 //!
-//! Invariants: every function here takes `&Permit`; whatever identity headers a client sent are
-//! removed before ours are set, and ours are printed from verified values.
+//! Invariants: every function here that reaches the hub takes `&Permit`; whatever identity headers a
+//! client sent are removed before ours are set, and ours are printed from verified values.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -77,14 +77,7 @@ impl Hub {
         sealed: &str,
         request: &mut RequestHeader,
     ) -> Result<()> {
-        let foreign: Vec<HeaderName> =
-            request.headers.keys().filter(|name| tells_identity(name)).cloned().collect();
-        for name in foreign {
-            request.remove_header(&name);
-        }
-        // The hub reads no token: who is asking stands in the permit.
-        request.remove_header(&http::header::AUTHORIZATION);
-        request.remove_header(&http::header::COOKIE);
+        remove_foreign_identity(request);
         let claims = permit.claims();
         request.insert_header("host", "hub")?;
         request.insert_header(policies::permit::HEADER, sealed)?;
@@ -96,6 +89,18 @@ impl Hub {
         }
         Ok(())
     }
+}
+
+/// Removes what a client says of its own identity.
+pub fn remove_foreign_identity(request: &mut RequestHeader) {
+    let foreign: Vec<HeaderName> =
+        request.headers.keys().filter(|name| tells_identity(name)).cloned().collect();
+    for name in foreign {
+        request.remove_header(&name);
+    }
+    // The hub reads no token: who is asking stands in the permit.
+    request.remove_header(&http::header::AUTHORIZATION);
+    request.remove_header(&http::header::COOKIE);
 }
 
 fn tells_identity(name: &HeaderName) -> bool {
