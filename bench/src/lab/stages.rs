@@ -1,0 +1,213 @@
+//! The gateway's own modules put together in stages, to tell what each layer costs:
+//!
+//! - `transport`: TLS, client certificate, framing, identity headers, hub; no policy, no audit;
+//! - `policy`: the same with staff token, facts and decision; no audit.
+//!
+//! There is no switch in `sekisho-gateway` that turns a layer off, and this assembly is no gateway:
+//! it listens on loopback only, and it is not shipped.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context as _, ensure};
+use async_trait::async_trait;
+use audit_log::AuditLog;
+use clap::{Args, ValueEnum};
+use gateway::access::{Access, Asked, Permit};
+use gateway::audit::Recorder;
+use gateway::client_cert::LeafRules;
+use gateway::config::{Config, Limits};
+use gateway::downstream::{Connection, LiveConnections, connection_of};
+use gateway::facts_feed::LiveFacts;
+use gateway::listener::Listener;
+use gateway::metrics::Metrics;
+use gateway::upstream::{Hub, remove_foreign_identity};
+use gateway::{framing, run};
+use http::Method;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{ProxyHttp, Session};
+use policies::matrix::Matrix;
+use policies::operations::Operations;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+/// Arguments of `stages`.
+#[derive(Debug, Args)]
+pub(crate) struct StagesArgs {
+    /// Up to which layer
+    #[arg(long, value_enum)]
+    stage: Layer,
+    /// A gateway's configuration file; its listener must be loopback
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Up to which layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Layer {
+    /// Without policy and audit
+    Transport,
+    /// Without audit
+    Policy,
+}
+
+/// Serves until it is ended.
+///
+/// # Errors
+/// If the configuration is refused, or what it names can not be used.
+pub(crate) fn run(args: &StagesArgs) -> anyhow::Result<()> {
+    let config = Config::load(&args.config)?;
+    ensure!(config.listen.ip().is_loopback(), "stages listen on loopback only");
+    rustls::crypto::CryptoProvider::install_default(gateway::tls::provider())
+        .map_err(|_| anyhow::anyhow!("another cryptography provider is installed already"))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(serve(config, args.stage))
+}
+
+async fn serve(config: Config, layer: Layer) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new()?);
+    let facts = Arc::new(LiveFacts::default());
+    let live = LiveConnections::new(metrics.clone());
+    let tls = gateway::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
+    let matrix = Matrix::builtin(config.profile).context("sharing matrix")?;
+    let operations = Operations::builtin().context("operations table")?;
+    let log = AuditLog::open(&config.audit.dir, run::log_options(&config.audit))?;
+    // For failed handshakes, which are no part of what is measured.
+    let policy = matrix.version().to_owned();
+    let recorder = Arc::new(Recorder::new(log, &config.audit.pseudonym_key, policy));
+    let socket = tokio::net::TcpListener::bind(config.listen).await?;
+    let address = socket.local_addr()?;
+    run::spawn_feeds(&config, &facts, &live);
+    run::first_snapshots(&facts).await;
+    let hub_socket = config.hub_socket.to_str().context("hub_socket is not UTF-8")?.to_owned();
+    let hub = Hub::new(&config.hub_socket);
+    let access = Access::new(matrix, operations, facts.clone(), config.permit_key);
+    let stage = Stage { access, hub, hub_socket, layer, limits: config.limits.clone() };
+    let (_stop, shutdown) = watch::channel(false);
+    let listener = Listener {
+        acceptor: TlsAcceptor::from(tls),
+        rules: LeafRules::new(&config.id_domain, &config.policy_arc).map_err(anyhow::Error::msg)?,
+        facts,
+        live,
+        recorder,
+        metrics,
+        proxy: Arc::new(run::proxy(stage, &config.limits)),
+        limits: config.limits.clone(),
+        shutdown,
+        tasks: TaskTracker::new(),
+    };
+    run::write_ready_file(&config.ready_file, (address, address))?;
+    Arc::new(listener).run(socket).await;
+    Ok(())
+}
+
+/// What pingora asks in its phases.
+struct Stage {
+    access: Access,
+    hub: Hub,
+    hub_socket: String,
+    layer: Layer,
+    limits: Limits,
+}
+
+#[derive(Default)]
+struct Context {
+    connection: Option<Arc<Connection>>,
+    permit: Option<Permit>,
+    request_id: String,
+}
+
+impl Context {
+    fn connection(&self) -> Result<&Connection> {
+        self.connection
+            .as_deref()
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "no verified connection"))
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Stage {
+    type CTX = Context;
+
+    fn new_ctx(&self) -> Context {
+        Context { request_id: gateway::proxy::new_request_id(), ..Context::default() }
+    }
+
+    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+        context.connection = connection_of(session.digest());
+        session.set_read_timeout(Some(self.limits.request_read_timeout));
+        let request = session.req_header();
+        let head = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
+        let target = head
+            .map_or(Ok(()), |head| framing::check_http1_head(&head))
+            .and_then(|()| framing::check_request(request, &self.limits))
+            .map_err(|_| Error::explain(ErrorType::HTTPStatus(400), "ambiguous request"))?;
+        if self.layer == Layer::Policy {
+            let asked = Asked {
+                method: request.method.as_str(),
+                path: request.uri.path(),
+                target,
+                headers: &request.headers,
+                request_id: &context.request_id,
+            };
+            let permit = self.access.authorize(context.connection()?.client(), asked);
+            let permit =
+                permit.map_err(|_| Error::explain(ErrorType::HTTPStatus(403), "request denied"))?;
+            context.permit = Some(permit);
+        }
+        Ok(false)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        context: &mut Context,
+    ) -> Result<Box<HttpPeer>> {
+        match &context.permit {
+            Some(permit) => self.hub.peer(permit),
+            None => HttpPeer::new_uds(&self.hub_socket, false, String::new()).map(Box::new),
+        }
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        if let Some(permit) = &context.permit {
+            let sealed = self.access.seal(permit).map_err(|error| {
+                Error::because(ErrorType::InternalError, "while sealing a permit", error)
+            })?;
+            return self.hub.prepare(permit, &sealed, request);
+        }
+        remove_foreign_identity(request);
+        request.insert_header("host", "hub")?;
+        let client = context.connection()?.client();
+        request.insert_header("sekisho-principal", client.identity().path())?;
+        request.insert_header("sekisho-serial", client.serial().to_string())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Context,
+    ) -> Result<()> {
+        let is_read = session.req_header().method == Method::GET;
+        if let (true, Some(permit)) = (is_read, &context.permit) {
+            let client = context.connection()?.client();
+            self.access
+                .still_allowed(client, permit)
+                .map_err(|_| Error::explain(ErrorType::HTTPStatus(403), "request denied"))?;
+        }
+        response.remove_header(&http::header::SERVER);
+        response.insert_header("sekisho-request-id", &context.request_id)?;
+        response.insert_header(http::header::CACHE_CONTROL, "no-store")
+    }
+}
