@@ -23,7 +23,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::cpu;
-use crate::report::Latency;
+use crate::report::{Histogram, Latency};
 
 /// Arguments of `audit`.
 #[derive(Debug, Args)]
@@ -139,16 +139,16 @@ fn measure(args: &AuditArgs, folder: &Path) -> anyhow::Result<AuditReport> {
 fn fdatasync(folder: &Path) -> anyhow::Result<(Latency, f64)> {
     let mut file = File::create(folder.join("fdatasync"))?;
     let block = [b'x'; 4096];
-    let mut measured = Vec::with_capacity(FDATASYNCS);
+    let mut measured = Histogram::new()?;
     let began = Instant::now();
     for _ in 0..FDATASYNCS {
         let each = Instant::now();
         file.write_all(&block)?;
         file.sync_data()?;
-        measured.push(microseconds(each.elapsed()));
+        measured.record(each.elapsed());
     }
     let per_second = FDATASYNCS as f64 / began.elapsed().as_secs_f64();
-    let latency = Latency::of(measured).context("nothing was measured")?;
+    let latency = measured.latency().context("nothing was measured")?;
     Ok((latency, per_second))
 }
 
@@ -159,9 +159,9 @@ async fn appends(log: &AuditLog, callers: u32, records: u64) -> anyhow::Result<A
     let tasks: Vec<_> = (0..callers)
         .map(|caller| tokio::spawn(append_while(log.clone(), caller, Arc::clone(&left))))
         .collect();
-    let mut measured = Vec::new();
+    let mut measured = Histogram::new()?;
     for task in tasks {
-        measured.extend(task.await??);
+        measured.add(&task.await??);
     }
     let seconds = began.elapsed().as_secs_f64();
     let cpu = cpu::used(std::process::id())?.saturating_sub(cpu_before);
@@ -169,7 +169,7 @@ async fn appends(log: &AuditLog, callers: u32, records: u64) -> anyhow::Result<A
         callers,
         records,
         records_per_second: records as f64 / seconds,
-        latency: Latency::of(measured).context("nothing was measured")?,
+        latency: measured.latency().context("nothing was measured")?,
         cpu_us_per_record: cpu.as_secs_f64() * 1e6 / records as f64,
     })
 }
@@ -179,8 +179,8 @@ async fn append_while(
     log: AuditLog,
     caller: u32,
     left: Arc<AtomicU64>,
-) -> Result<Vec<u32>, audit_log::Error> {
-    let mut measured = Vec::new();
+) -> anyhow::Result<Histogram> {
+    let mut measured = Histogram::new()?;
     let take = |left: u64| left.checked_sub(1);
     let mut open = None;
     while let Ok(number) = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
@@ -194,11 +194,11 @@ async fn append_while(
                 Ok(receipt) => break receipt,
                 // Nobody waits for the disk when asynchronous, so the queue fills up.
                 Err(_) if log.is_available() => tokio::time::sleep(QUEUE_FULL_PAUSE).await,
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             }
         };
         receipt.durable().await?;
-        measured.push(microseconds(began.elapsed()));
+        measured.record(began.elapsed());
     }
     Ok(measured)
 }
@@ -262,16 +262,12 @@ fn bytes(dir: &Path) -> anyhow::Result<u64> {
     Ok(sum)
 }
 
-fn microseconds(elapsed: Duration) -> u32 {
-    u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX)
-}
-
 const FDATASYNCS: usize = 2_000;
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 
 impl fmt::Display for AuditReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency { p50_us, p99_us, max_us } = self.fdatasync;
+        let Latency { p50_us, p99_us, max_us, .. } = self.fdatasync;
         writeln!(
             f,
             "fdatasync       p50 {p50_us} µs, p99 {p99_us} µs, max {max_us} µs; {:.0}/s",
@@ -303,7 +299,7 @@ impl fmt::Display for AuditReport {
 
 impl fmt::Display for Appends {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency { p50_us, p99_us, max_us } = self.latency;
+        let Latency { p50_us, p99_us, max_us, .. } = self.latency;
         write!(
             f,
             "{:.0} records/s with {} callers; p50 {p50_us} µs, p99 {p99_us} µs, max {max_us} µs; \

@@ -1,4 +1,4 @@
-//! The command line and the checks that need more than one argument.
+//! The command line, and what all loads have in common: whom they load and as whom.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,22 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::audit::AuditArgs;
+use crate::credentials::is_path;
+use crate::decide::DecideArgs;
+use crate::gate::GateArgs;
+use crate::issuing::IssuingArgs;
+use crate::lab::LabArgs;
+use crate::lab::backend::BackendArgs;
+use crate::lab::facts::{FactsArgs, RevokeArgs};
+use crate::lab::fixture::FixtureArgs;
+use crate::lab::stages::StagesArgs;
+use crate::load::RunArgs;
+use crate::scenario::idle::IdleArgs;
+use crate::scenario::revocation::RevocationArgs;
+use crate::scenario::slow::SlowArgs;
+use crate::scenario::storm::StormArgs;
+use crate::scenario::stream::StreamArgs;
+use crate::suite::{ReportArgs, SuiteArgs};
 use crate::target::Target;
 
 /// Loads a gateway over mutual TLS and measures it.
@@ -19,22 +35,42 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// One measurement: a fixed number of operations in a closed loop
+    /// Requests or connections, in a closed loop, at a fixed rate, or as an office day has them
     Run(RunArgs),
+    /// Many distinct terminals come back at once while others are being served
+    Storm(StormArgs),
+    /// Slow and silent clients beside good ones: what the good ones notice
+    SlowClients(SlowArgs),
+    /// From a revocation to the first refusal, on live, HTTP/2 and resumed connections
+    Revocation(RevocationArgs),
+    /// Large bodies up or down
+    Stream(StreamArgs),
+    /// Memory of connections that say nothing
+    Idle(IdleArgs),
     /// What durable audit records and their verification cost on a disk
     Audit(AuditArgs),
-}
-
-/// What one operation is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Mode {
-    /// One request on a connection that is kept
-    Keepalive,
-    /// A new connection with a full handshake, one request, close
-    Handshake,
-    /// A new connection that resumes the session before, one request, close
-    Resumed,
+    /// What a decision costs among many registrations, and how much memory they take
+    Decide(DecideArgs),
+    /// How fast certificates are issued by a running box
+    Issuing(IssuingArgs),
+    /// Instruction counts of the paths that matter, against the committed baseline
+    Gate(GateArgs),
+    /// Starts one system with all that it needs, and says how to load it
+    Lab(LabArgs),
+    /// Makes terminals, facts and the configuration of all systems in a folder
+    Fixture(FixtureArgs),
+    /// A back end that answers at once
+    Backend(BackendArgs),
+    /// Publishes a fixture's facts to gateways
+    Facts(FactsArgs),
+    /// Tells the facts publisher that a certificate is revoked
+    Revoke(RevokeArgs),
+    /// The gateway's parts put together without audit, or without policy and audit
+    Stages(StagesArgs),
+    /// All measurements, side by side, with their results as JSON
+    Suite(SuiteArgs),
+    /// The page of a results file
+    Report(ReportArgs),
 }
 
 /// The key exchange that is offered.
@@ -47,52 +83,47 @@ pub(crate) enum Group {
     X25519,
 }
 
-/// Arguments of `run`.
-#[derive(Debug, Args)]
-pub(crate) struct RunArgs {
+/// Whom to load, and as whom.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TargetArgs {
     /// Server, such as https://localhost:8443; must be loopback, unless --allow-host names it
     #[arg(long, value_name = "URL")]
     pub(crate) target: Target,
     /// Host other than loopback that may be loaded: name the target's host once more
     #[arg(long, value_name = "HOST")]
     pub(crate) allow_host: Option<String>,
-    /// Folders with cert.pem and key.pem; connections take them in turn
+    /// Folders with cert.pem and key.pem (and token, path), or folders of such folders
     #[arg(long, value_name = "DIR", required = true, num_args = 1..)]
     pub(crate) certs: Vec<PathBuf>,
+    /// How many terminals to leave out at the beginning
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) certs_from: usize,
+    /// How many terminals to take; all that are left, if not given
+    #[arg(long, value_name = "N")]
+    pub(crate) certs_count: Option<usize>,
     /// PEM file with the certificates that the server's own certificate must chain to
     #[arg(long, value_name = "FILE")]
     pub(crate) trust: PathBuf,
-    /// File with a staff access token; one for all certificates, or one for each in the same order
+    /// File with a staff access token; one for all terminals, or one for each in the same order
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub(crate) token_file: Vec<PathBuf>,
-    /// What one operation is
-    #[arg(long, value_enum, default_value = "keepalive")]
-    pub(crate) mode: Mode,
     /// Key exchange to offer
     #[arg(long, value_enum, default_value = "hybrid")]
     pub(crate) group: Group,
-    /// Connections open at the same time
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    pub(crate) connections: u32,
-    /// Operations altogether
-    #[arg(
-        long,
-        default_value_t = 10_000,
-        value_parser = clap::value_parser!(u64).range(1..=100_000_000)
-    )]
-    pub(crate) requests: u64,
-    /// Path and query to GET
+    /// Path and query to GET, for terminals that have none of their own
     #[arg(long, default_value = "/")]
     pub(crate) path: String,
-    /// Process of the server on this machine, for its CPU time per operation
-    #[arg(long)]
-    pub(crate) pid: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
+    /// Come from this many different loopback addresses, if the target is loopback
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=60_000)
+    )]
+    pub(crate) source_addresses: u32,
 }
 
-impl RunArgs {
+impl TargetArgs {
     /// Refuses what the arguments together make wrong.
     ///
     /// # Errors
@@ -105,15 +136,7 @@ impl RunArgs {
                  being loaded"
             ));
         }
-        let tokens = self.token_file.len();
-        if tokens > 1 && tokens != self.certs.len() {
-            return Err(format!(
-                "{tokens} token files for {} certificates: give one for all or one for each",
-                self.certs.len()
-            ));
-        }
-        let plain = |c: char| c.is_ascii_graphic() && c != '#';
-        if !self.path.starts_with('/') || !self.path.chars().all(plain) {
+        if !is_path(&self.path) {
             return Err(format!("`{}` is not a path: it starts with / and is encoded", self.path));
         }
         Ok(())
@@ -126,10 +149,9 @@ mod tests {
 
     fn check(line: &str) -> Result<(), String> {
         let line = format!("sekisho-bench run --trust t.pem --certs a {line}");
-        match Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?.command {
-            Command::Run(args) => args.check(),
-            Command::Audit(_) => unreachable!("the line says `run`"),
-        }
+        let cli = Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string())?;
+        let Command::Run(args) = cli.command else { unreachable!("the line says `run`") };
+        args.target.check()
     }
 
     #[test]
@@ -138,6 +160,7 @@ mod tests {
             "--target https://localhost:8443",
             "--target https://127.0.0.1:8443",
             "--target https://[::1]:8443",
+            "--target unix:/run/backend.sock",
             "--target https://gw.example:8443 --allow-host gw.example",
         ] {
             check(good).unwrap();
@@ -154,13 +177,10 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_one_for_all_or_one_for_each_and_paths_start_with_a_slash() {
+    fn paths_start_with_a_slash_and_hold_nothing_else_than_a_path() {
         let target = "--target https://localhost:8443";
-        check(&format!("{target} --certs b --token-file t")).unwrap();
-        check(&format!("{target} --certs b --token-file t --token-file u")).unwrap();
-        assert!(check(&format!("{target} --token-file t --token-file u")).is_err());
+        check(target).unwrap();
         assert!(check(&format!("{target} --path v1")).is_err());
         assert!(check(&format!("{target} --path /v1\r\nx:")).is_err());
-        assert!(check(&format!("{target} --connections 0")).is_err());
     }
 }

@@ -1,10 +1,10 @@
 //! CPU time of another process: the figure that holds on a noisy machine, where throughput does
-//! not.
+//! not. And its memory.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Why no CPU time can be told.
+/// Why neither CPU time nor memory can be told.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cannot read `{}`: is the process running?", path.display())]
@@ -37,6 +37,20 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
+/// Memory that process `pid` has resident now, in bytes.
+pub(crate) fn resident_bytes(pid: u32) -> Result<u64, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/statm"));
+    let statm = std::fs::read_to_string(&path)
+        .map_err(|source| Error::Read { path: path.clone(), source })?;
+    let pages = resident_pages(&statm).ok_or(Error::Form(path))?;
+    Ok(pages.saturating_mul(rustix::param::page_size() as u64))
+}
+
+/// The second field; the first is what is mapped, resident or not.
+fn resident_pages(statm: &str) -> Option<u64> {
+    statm.split_whitespace().nth(1)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,5 +70,16 @@ mod tests {
             sum = std::hint::black_box((0..100_000u64).fold(sum, u64::wrapping_add));
         }
         assert!(matches!(used(u32::MAX), Err(Error::Read { .. })));
+    }
+
+    #[test]
+    fn resident_memory_grows_with_what_is_touched() {
+        assert_eq!(resident_pages("900 33 5 1 0 60 0"), Some(33));
+        assert_eq!(resident_pages("900"), None);
+        let before = resident_bytes(std::process::id()).unwrap();
+        let touched = std::hint::black_box(vec![1u8; 64 << 20]);
+        let after = resident_bytes(std::process::id()).unwrap();
+        assert!(after >= before + (32 << 20), "{before} {after} {}", touched.len());
+        assert!(matches!(resident_bytes(u32::MAX), Err(Error::Read { .. })));
     }
 }

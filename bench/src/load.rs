@@ -1,316 +1,247 @@
-//! The closed loop: one task a connection, each asking again as soon as its answer is whole, until
-//! the operations are used up.
+//! Streams of requests or connections: the loads behind `run`.
 //!
-//! Before the clock starts, every task of the keep-alive mode has made its connection and one
-//! request on it, and every task of the resumed mode has a session to resume; the server's CPU time
-//! is read at the same two moments as the clock.
+//! ```text
+//!  RunArgs ─► drive: one runtime a thread, warm-up, the common start, CPU time, progress
+//!               ├─► worker: one connection (or one HTTP/2 stream) and its operations
+//!               ├─► line: open loop; operations that are due and not taken yet
+//!               │     └─ arrivals: when they are due ◄─ day: how an office day is shaped
+//!               └─► outcome: what was counted, merged, as JSON and as text
+//! ```
+//!
+//! A closed loop asks again as soon as the answer is there: right for CPU time per operation and
+//! for the highest throughput, wrong for latency under a given load, because a slow server slows
+//! its own load down. With a rate, operations have an intended time each, and latency is counted
+//! from it: what waits because all connections are busy has its waiting counted.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+mod arrivals;
+mod day;
+mod drive;
+mod line;
+mod outcome;
+mod worker;
 
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, HandshakeKind};
-use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio::sync::Barrier;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_rustls::TlsConnector;
+use std::time::Duration;
 
-use crate::cli::{Mode, RunArgs};
-use crate::report::{Cpu, Latency, Report};
-use crate::{cpu, credentials, target};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
-/// Longest time for one operation.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after an operation without an answer, so that a dead server is not hammered.
-const FAILURE_PAUSE: Duration = Duration::from_millis(20);
+use crate::Usage;
+use crate::cli::TargetArgs;
+use crate::credentials::{Http, Terminal};
+use crate::load::arrivals::Arrivals;
+use crate::load::outcome::Report;
 
-/// Why a run could not be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    #[error(transparent)]
-    Target(#[from] target::Error),
-    #[error(transparent)]
-    Credentials(#[from] credentials::Error),
-    #[error(transparent)]
-    Cpu(#[from] cpu::Error),
-    #[error("the path or host can not stand in a request")]
-    Request(#[source] hyper::http::Error),
-    #[error("a task of the load ended early")]
-    Task(#[source] tokio::task::JoinError),
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+    /// What an operation is
+    #[arg(long, value_enum, default_value = "keepalive")]
+    pub(crate) mode: Mode,
+    /// HTTP/1.1 or HTTP/2
+    #[arg(long, value_name = "1|2", default_value_t = 1, value_parser = http_version())]
+    pub(crate) http: u8,
+    /// Requests at the same time on each HTTP/2 connection
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = counted(1_000))]
+    pub(crate) streams: u32,
+    /// Connections at the same time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = counted(60_000))]
+    pub(crate) connections: u32,
+    /// Operations to measure; without this and --duration-s 10000, or one for each terminal in
+    /// the mode `handshake`
+    #[arg(long, value_name = "N", conflicts_with = "duration_s",
+          value_parser = clap::value_parser!(u64).range(1..=10_000_000_000))]
+    pub(crate) requests: Option<u64>,
+    /// Seconds to measure
+    #[arg(long, value_name = "S", value_parser = counted(86_400))]
+    pub(crate) duration_s: Option<u32>,
+    /// Operations a second, whether the server keeps up or not (open loop); in the mode `day`
+    /// those of the busiest hour
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub(crate) rate: Option<f64>,
+    /// How operations follow each other at that rate
+    #[arg(long, value_enum, default_value = "constant")]
+    pub(crate) arrival: Arrival,
+    /// Threads, each with its own connections; all CPUs this process may use, if not given
+    #[arg(long, value_name = "N", value_parser = counted(256))]
+    pub(crate) threads: Option<u32>,
+    /// Process of the server whose CPU time is told, all its threads together
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// Length of one hour of the mode `day`, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 2_500, value_parser = counted(3_600_000))]
+    pub(crate) hour_ms: u32,
+    /// In the mode `day`: one of the days on which claims are sent, up to the cut-off at 17:15
+    #[arg(long)]
+    pub(crate) first_to_tenth: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-/// Runs the load that `args` describe.
-pub(crate) async fn run(args: &RunArgs) -> Result<Report, Error> {
-    let addresses = args.target.addresses().await?;
-    let credentials = credentials::read(args)?;
-    // A wrong pid is told before any load, not after.
-    args.pid.map(cpu::used).transpose()?;
-    let counters = Arc::new(Counters::default());
-    let start = Arc::new(Barrier::new(args.connections as usize + 1));
-    let mut tasks = JoinSet::new();
-    for (at, credential) in (0..args.connections).zip(credentials.iter().cycle()) {
-        let client = Client {
-            addresses: addresses.clone(),
-            first_address: at as usize,
-            name: args.target.name(),
-            settings: credential.settings(args.mode),
-            request: request(args, credential.authorization.clone())?,
-        };
-        let worker = Worker::new(client, args, Arc::clone(&counters));
-        tasks.spawn(worker.run(args.mode, Arc::clone(&start)));
-    }
-    start.wait().await;
-    let cpu_before = args.pid.map(cpu::used).transpose()?;
-    let began = Instant::now();
-    let progress = progress(Arc::clone(&counters), args.requests);
-    let mut total = Tally::default();
-    while let Some(tally) = tasks.join_next().await {
-        total.add(tally.map_err(Error::Task)?);
-    }
-    let took = began.elapsed();
-    progress.abort();
-    let cpu_after = args.pid.map(cpu::used).transpose()?;
-    let cpu_used = cpu_before.zip(cpu_after).map(|(before, after)| after.saturating_sub(before));
-    Ok(report(args, total, took, cpu_used))
+/// What an operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Mode {
+    /// A request on a connection that is kept
+    Keepalive,
+    /// A connection of a terminal that did not come before: full handshake, request, close
+    Handshake,
+    /// The same of terminals that come again and again, with a full handshake each time
+    Returning,
+    /// A connection that resumes the session before: handshake, request, close
+    Resumed,
+    /// An office day by the hour: kept connections, logins in the morning, some resumed
+    Day,
 }
 
-fn report(args: &RunArgs, total: Tally, took: Duration, cpu_used: Option<Duration>) -> Report {
-    let answered: u64 = total.statuses.values().sum();
-    Report {
-        target: format!("https://{}", args.target.authority()),
-        path: args.path.clone(),
-        mode: args.mode,
-        group: args.group,
-        connections: args.connections,
-        seconds: took.as_secs_f64(),
-        requests_per_second: answered as f64 / took.as_secs_f64().max(1e-9),
-        latency: Latency::of(total.latency_us),
-        statuses: total.statuses,
-        failures: total.failures,
-        connections_made: total.connections_made,
-        connections_resumed: total.connections_resumed,
-        cpu: args.pid.zip(cpu_used).map(|(pid, used)| Cpu::of(pid, used, answered)),
-    }
-}
-
-fn request(
-    args: &RunArgs,
-    authorization: Option<HeaderValue>,
-) -> Result<Request<Empty<Bytes>>, Error> {
-    let mut builder = Request::get(args.path.as_str()).header(HOST, args.target.authority());
-    if let Some(value) = authorization {
-        builder = builder.header(AUTHORIZATION, value);
-    }
-    builder.body(Empty::new()).map_err(Error::Request)
-}
-
-/// A line a second on stderr while the run lasts.
-fn progress(counters: Arc<Counters>, requests: u64) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        let mut second = tokio::time::interval(Duration::from_secs(1));
-        second.tick().await;
-        let mut before = 0;
-        loop {
-            second.tick().await;
-            let done = counters.done.load(Ordering::Relaxed);
-            let failed = counters.failed.load(Ordering::Relaxed);
-            eprintln!(
-                "{done} of {requests} done, {} in the last second, {failed} failed",
-                done - before
-            );
-            before = done;
+impl Mode {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Keepalive => "keepalive",
+            Self::Handshake => "handshake",
+            Self::Returning => "returning",
+            Self::Resumed => "resumed",
+            Self::Day => "day",
         }
-    })
-}
-
-/// Shared by all tasks.
-#[derive(Default)]
-struct Counters {
-    taken: AtomicU64,
-    done: AtomicU64,
-    failed: AtomicU64,
-}
-
-/// What one task counts; added up at the end.
-#[derive(Default)]
-struct Tally {
-    latency_us: Vec<u32>,
-    statuses: BTreeMap<u16, u64>,
-    failures: BTreeMap<String, u64>,
-    connections_made: u64,
-    connections_resumed: u64,
-}
-
-impl Tally {
-    fn add(&mut self, other: Self) {
-        self.latency_us.extend(other.latency_us);
-        for (status, count) in other.statuses {
-            *self.statuses.entry(status).or_default() += count;
-        }
-        for (failure, count) in other.failures {
-            *self.failures.entry(failure).or_default() += count;
-        }
-        self.connections_made += other.connections_made;
-        self.connections_resumed += other.connections_resumed;
     }
 }
 
-/// One connection's loop.
-struct Worker {
-    client: Client,
+/// How operations follow each other in an open loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arrival {
+    /// With the same time between them
+    Constant,
+    /// Independently of each other, as from many offices
+    Poisson,
+}
+
+/// When a run ends: at the first of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
     operations: u64,
-    counters: Arc<Counters>,
-    tally: Tally,
-    open: Option<Connection>,
+    lasts: Option<Duration>,
 }
 
-impl Worker {
-    fn new(client: Client, args: &RunArgs, counters: Arc<Counters>) -> Self {
-        Self { client, operations: args.requests, counters, tally: Tally::default(), open: None }
-    }
+/// Runs it.
+///
+/// # Errors
+/// What went wrong, or that nothing was answered.
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let report = measure(args)?;
+    crate::print(&report, args.json)?;
+    anyhow::ensure!(report.answered > 0, "no request was answered");
+    Ok(())
+}
 
-    async fn run(mut self, mode: Mode, start: Arc<Barrier>) -> Tally {
-        match mode {
-            Mode::Keepalive | Mode::Resumed => {
-                // What goes wrong here goes wrong again, and is counted, during the run.
-                let _ = self.timed_operation(mode).await;
-                self.tally = Tally::default();
-            }
-            Mode::Handshake => {}
+/// Makes the load and counts.
+fn measure(args: &RunArgs) -> anyhow::Result<Report> {
+    args.target.check().map_err(Usage)?;
+    args.check().map_err(Usage)?;
+    // A wrong pid is told before any load, not after.
+    args.pid.map(crate::cpu::used).transpose()?;
+    let terminals = crate::credentials::read(&args.target)?;
+    let limits = args.limits(&terminals).map_err(Usage)?;
+    drive::run(args, terminals, limits)
+}
+
+impl RunArgs {
+    /// Refuses what the arguments together make wrong.
+    fn check(&self) -> Result<(), String> {
+        let day = self.mode == Mode::Day;
+        if self.streams > 1 && (self.http == 1 || !(day || self.mode == Mode::Keepalive)) {
+            return Err("--streams needs --http 2 and kept connections".to_owned());
         }
-        start.wait().await;
-        while self.counters.taken.fetch_add(1, Ordering::Relaxed) < self.operations {
-            let began = Instant::now();
-            match self.timed_operation(mode).await {
-                Ok(status) => {
-                    let took = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
-                    self.tally.latency_us.push(took);
-                    *self.tally.statuses.entry(status.as_u16()).or_default() += 1;
-                    self.counters.done.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(failure) => {
-                    self.open = None;
-                    *self.tally.failures.entry(failure).or_default() += 1;
-                    self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                    tokio::time::sleep(FAILURE_PAUSE).await;
-                }
-            }
+        if day && self.rate.is_none() {
+            return Err("--mode day needs --rate, that of the busiest hour".to_owned());
         }
-        self.tally
+        if day && (self.requests.is_some() || self.duration_s.is_some()) {
+            return Err(
+                "--mode day lasts 24 times --hour-ms: leave --requests and --duration-s out"
+                    .to_owned(),
+            );
+        }
+        if self.first_to_tenth && !day {
+            return Err("--first-to-tenth belongs to --mode day".to_owned());
+        }
+        let plain = self.target.target.unix_path().is_some();
+        if plain && (self.mode != Mode::Keepalive || self.http == 2) {
+            return Err("a unix socket is spoken to in plain HTTP/1.1: --mode keepalive".to_owned());
+        }
+        Ok(())
     }
 
-    async fn timed_operation(&mut self, mode: Mode) -> Result<StatusCode, String> {
-        tokio::time::timeout(OPERATION_TIMEOUT, self.operation(mode))
-            .await
-            .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+    /// How long the run is.
+    fn limits(&self, terminals: &[Terminal]) -> Result<Limits, String> {
+        let lasts = self.duration_s.map(|seconds| Duration::from_secs(seconds.into()));
+        let unlimited = lasts.is_some() || self.mode == Mode::Day;
+        let wanted = self.requests.or(unlimited.then_some(u64::MAX));
+        if self.mode != Mode::Handshake {
+            return Ok(Limits { operations: wanted.unwrap_or(REQUESTS), lasts });
+        }
+        let have = terminals.len() as u64;
+        match self.requests {
+            Some(wanted) if wanted > have => Err(format!(
+                "{wanted} new handshakes need as many terminals, and there are {have}: take \
+                 `--requests {have}`, or `--mode returning` to let terminals come again"
+            )),
+            Some(_) | None => Ok(Limits { operations: wanted.unwrap_or(have).min(have), lasts }),
+        }
     }
 
-    async fn operation(&mut self, mode: Mode) -> Result<StatusCode, String> {
-        let mut connection = match self.open.take() {
-            Some(connection) if !connection.sender.is_closed() => connection,
-            _ => {
-                let connection = self.client.connect().await?;
-                self.tally.connections_made += 1;
-                self.tally.connections_resumed += u64::from(connection.resumed);
-                connection
+    /// How long operations become due, if they come at a rate.
+    fn intended(&self, limits: Limits) -> Option<Duration> {
+        let rate = self.rate?;
+        if self.mode == Mode::Day {
+            return Some(Duration::from_millis(self.hour_ms.into()) * 24);
+        }
+        let counted = Duration::try_from_secs_f64(limits.operations as f64 / rate);
+        Some(counted.unwrap_or(Duration::MAX).min(limits.lasts.unwrap_or(Duration::MAX)))
+    }
+
+    fn http(&self) -> Http {
+        if self.http == 2 { Http::Two } else { Http::One }
+    }
+
+    /// The operations of thread `at` of `threads`, if they come at a rate.
+    fn arrivals(&self, limits: Limits, at: u32, threads: u32) -> Option<Arrivals> {
+        let rate = self.rate?;
+        let segments = match self.mode {
+            Mode::Day => {
+                let hour = Duration::from_millis(self.hour_ms.into());
+                day::segments(rate, hour, self.first_to_tenth)
+            }
+            Mode::Keepalive | Mode::Handshake | Mode::Returning | Mode::Resumed => {
+                vec![arrivals::Segment::steady(rate, limits.lasts)]
             }
         };
-        let status = connection.ask(self.client.request.clone()).await?;
-        match mode {
-            Mode::Keepalive => self.open = Some(connection),
-            Mode::Handshake | Mode::Resumed => connection.close().await,
-        }
-        Ok(status)
+        let (operations, all) = (limits.operations, u64::from(threads));
+        let share = operations / all + u64::from(u64::from(at) < operations % all);
+        Some(Arrivals::new(segments, self.arrival, share, at, threads))
     }
 }
 
-/// How one task reaches the server.
-struct Client {
-    addresses: Vec<SocketAddr>,
-    /// Tasks start at different addresses of a host with several.
-    first_address: usize,
-    name: ServerName<'static>,
-    settings: Arc<ClientConfig>,
-    request: Request<Empty<Bytes>>,
+fn counted(most: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=most)
 }
 
-impl Client {
-    async fn connect(&self) -> Result<Connection, String> {
-        let tcp = self.connect_tcp().await.map_err(|error| format!("connect: {error}"))?;
-        tcp.set_nodelay(true).map_err(|error| format!("connect: {error}"))?;
-        let tls = TlsConnector::from(Arc::clone(&self.settings))
-            .connect(self.name.clone(), tcp)
-            .await
-            .map_err(|error| format!("TLS: {error}"))?;
-        let resumed = tls.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
-        let (sender, connection) =
-            handshake(TokioIo::new(tls)).await.map_err(|error| format!("HTTP: {error}"))?;
-        let driver = tokio::spawn(async move {
-            // What breaks a connection is told to the request on it.
-            let _ = connection.await;
-        });
-        Ok(Connection { sender, driver, resumed })
-    }
-
-    /// The first address that answers: localhost often has two, and a server only one of them.
-    async fn connect_tcp(&self) -> std::io::Result<TcpStream> {
-        let mut failure = std::io::ErrorKind::AddrNotAvailable.into();
-        let addresses = self.addresses.iter().cycle().skip(self.first_address);
-        for address in addresses.take(self.addresses.len()) {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => return Ok(tcp),
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
-    }
+fn http_version() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=2)
 }
 
-struct Connection {
-    sender: SendRequest<Empty<Bytes>>,
-    driver: JoinHandle<()>,
-    resumed: bool,
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
+    let possible = (RATE_MIN..=RATE_MAX).contains(&rate);
+    possible.then_some(rate).ok_or(format!("`{text}` is not from {RATE_MIN} to {RATE_MAX}"))
 }
 
-impl Connection {
-    /// Sends the request and reads the answer to its end.
-    async fn ask(&mut self, request: Request<Empty<Bytes>>) -> Result<StatusCode, String> {
-        let failed = |error: hyper::Error| format!("HTTP: {}", cause(&error));
-        self.sender.ready().await.map_err(failed)?;
-        let answer = self.sender.send_request(request).await.map_err(failed)?;
-        let status = answer.status();
-        let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            frame.map_err(failed)?;
-        }
-        Ok(status)
-    }
-
-    /// Ends the connection in order: close_notify, then FIN.
-    async fn close(self) {
-        drop(self.sender);
-        // A driver that panicked has nothing left to close.
-        let _ = self.driver.await;
-    }
-}
-
-/// The innermost cause says what happened (a TLS alert, a reset).
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
-}
+/// Operations of a run that does not say how many.
+const REQUESTS: u64 = 10_000;
+/// One operation in a hundred seconds.
+const RATE_MIN: f64 = 0.01;
+/// More than any generator on one machine makes.
+const RATE_MAX: f64 = 10_000_000.0;
 
 #[cfg(test)]
 mod tests;

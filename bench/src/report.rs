@@ -1,45 +1,59 @@
-//! What one run found, for the screen and as JSON.
+//! What measurements are told with: latency from a histogram, CPU time of the server and of the
+//! generator itself.
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::{Group, Mode};
-
-/// The result of one run.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    pub(crate) target: String,
-    pub(crate) path: String,
-    pub(crate) mode: Mode,
-    pub(crate) group: Group,
-    pub(crate) connections: u32,
-    /// Wall-clock seconds from the first operation to the last.
-    pub(crate) seconds: f64,
-    /// Answered operations per second.
-    pub(crate) requests_per_second: f64,
-    /// Latency of answered operations; in the connection modes with connecting.
-    pub(crate) latency: Option<Latency>,
-    /// Answers by HTTP status.
-    pub(crate) statuses: BTreeMap<u16, u64>,
-    /// Operations that got no answer, by what went wrong.
-    pub(crate) failures: BTreeMap<String, u64>,
-    /// Connections made during the run.
-    pub(crate) connections_made: u64,
-    /// Of those, how many resumed a session.
-    pub(crate) connections_resumed: u64,
-    /// CPU time of the server's process.
-    pub(crate) cpu: Option<Cpu>,
+/// Latency in microseconds, from an HDR histogram of three significant digits.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Latency {
+    pub(crate) count: u64,
+    pub(crate) mean_us: f64,
+    pub(crate) p50_us: u64,
+    pub(crate) p90_us: u64,
+    pub(crate) p99_us: u64,
+    pub(crate) p999_us: u64,
+    pub(crate) max_us: u64,
 }
 
-/// Latency in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Latency {
-    pub(crate) p50_us: u32,
-    pub(crate) p99_us: u32,
-    pub(crate) max_us: u32,
+/// Collects latencies.
+#[derive(Debug, Clone)]
+pub(crate) struct Histogram(hdrhistogram::Histogram<u64>);
+
+impl Histogram {
+    /// From 1 µs to an hour; what is longer counts as an hour.
+    ///
+    /// # Errors
+    /// Never with these bounds.
+    pub(crate) fn new() -> Result<Self, hdrhistogram::CreationError> {
+        hdrhistogram::Histogram::new_with_bounds(1, HOUR_US, 3).map(Self)
+    }
+
+    /// Notes one latency.
+    pub(crate) fn record(&mut self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(HOUR_US);
+        self.0.saturating_record(us.max(1));
+    }
+
+    /// Adds what another one collected.
+    pub(crate) fn add(&mut self, other: &Self) {
+        // Both have the same bounds, so that nothing can lie outside.
+        let _ = self.0.add(&other.0);
+    }
+
+    /// The percentiles; `None` if nothing was collected.
+    pub(crate) fn latency(&self) -> Option<Latency> {
+        (!self.0.is_empty()).then(|| Latency {
+            count: self.0.len(),
+            mean_us: self.0.mean(),
+            p50_us: self.0.value_at_quantile(0.5),
+            p90_us: self.0.value_at_quantile(0.9),
+            p99_us: self.0.value_at_quantile(0.99),
+            p999_us: self.0.value_at_quantile(0.999),
+            max_us: self.0.max(),
+        })
+    }
 }
 
 /// CPU time of the server over the run.
@@ -54,26 +68,8 @@ pub(crate) struct Cpu {
     pub(crate) coarse: bool,
 }
 
-impl Report {
-    /// Operations that got an HTTP answer, whatever it said.
-    pub(crate) fn answered(&self) -> u64 {
-        self.statuses.values().sum()
-    }
-}
-
-impl Latency {
-    /// The nearest-rank percentiles of what was measured; `None` without any.
-    pub(crate) fn of(mut measured_us: Vec<u32>) -> Option<Self> {
-        measured_us.sort_unstable();
-        let rank = |percent: usize| {
-            let rank = (measured_us.len() * percent).div_ceil(100);
-            measured_us.get(rank.saturating_sub(1)).copied()
-        };
-        Some(Self { p50_us: rank(50)?, p99_us: rank(99)?, max_us: rank(100)? })
-    }
-}
-
 impl Cpu {
+    /// Shares `used` out among `operations`.
     pub(crate) fn of(pid: u32, used: Duration, operations: u64) -> Self {
         Self {
             pid,
@@ -84,45 +80,7 @@ impl Cpu {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "target          {}{}", self.target, self.path)?;
-        writeln!(
-            f,
-            "mode            {:?}, {:?}, {} connections",
-            self.mode, self.group, self.connections
-        )?;
-        writeln!(f, "answered        {} in {:.2} s", self.answered(), self.seconds)?;
-        writeln!(f, "throughput      {:.0} requests/s", self.requests_per_second)?;
-        if let Some(latency) = &self.latency {
-            writeln!(
-                f,
-                "latency         p50 {} µs, p99 {} µs, max {} µs (closed loop)",
-                latency.p50_us, latency.p99_us, latency.max_us
-            )?;
-        }
-        for (status, count) in &self.statuses {
-            writeln!(f, "status {status}      {count}")?;
-        }
-        for (failure, count) in &self.failures {
-            writeln!(f, "failed          {count}: {failure}")?;
-        }
-        writeln!(
-            f,
-            "connections     {} made, {} resumed",
-            self.connections_made, self.connections_resumed
-        )?;
-        if let Some(cpu) = &self.cpu {
-            let coarse = if cpu.coarse { " (coarse: use more requests)" } else { "" };
-            writeln!(
-                f,
-                "server CPU      {:.1} µs per operation, {:.2} s in all, pid {}{coarse}",
-                cpu.us_per_operation, cpu.seconds, cpu.pid
-            )?;
-        }
-        Ok(())
-    }
-}
+const HOUR_US: u64 = 3_600_000_000;
 
 /// Below a hundred ticks of 10 ms, one tick is more than a percent.
 const COARSE_BELOW: Duration = Duration::from_secs(1);
@@ -132,16 +90,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_by_nearest_rank() {
-        for (measured, expected) in [
-            (vec![], None),
-            (vec![5], Some((5, 5, 5))),
-            ((1..=100).rev().collect(), Some((50, 99, 100))),
-            ((1..=1000).collect(), Some((500, 990, 1000))),
-            (vec![1, 2], Some((1, 2, 2))),
-        ] {
-            let found = Latency::of(measured).map(|l| (l.p50_us, l.p99_us, l.max_us));
-            assert_eq!(found, expected);
+    fn percentiles_are_exact_to_three_digits() {
+        let mut histogram = Histogram::new().unwrap();
+        assert!(histogram.latency().is_none());
+        (1..=1000).for_each(|ms| histogram.record(Duration::from_millis(ms)));
+        let latency = histogram.latency().unwrap();
+        for (found, expected) in
+            [(latency.p50_us, 500_000), (latency.p99_us, 990_000), (latency.max_us, 1_000_000)]
+        {
+            assert!(found.abs_diff(expected) <= expected / 1000, "{found} {expected}");
         }
     }
 
