@@ -5,14 +5,15 @@
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test lint bench
+.PHONY: help up down test lint bench bench-gate
 
 help:
 	@echo 'make up      install what is missing, build, start the whole box with demo data'
 	@echo 'make down    stop what `make up` started; the data folder stays'
 	@echo 'make test    install what is missing, run every check and every test'
 	@echo 'make lint    the checks alone: formatting, clippy, tidy, scripts'
-	@echo 'make bench   build the load generator and say how to run it'
+	@echo 'make bench   measure everything beside nginx and HAProxy (QUICK=1: three minutes)'
+	@echo 'make bench-gate  count instructions against bench/gate.json (ACCEPT=1 records them)'
 	@echo
 	@echo 'DATA=DIR     the data folder of up and down (now: $(DATA))'
 
@@ -30,3 +31,6 @@ lint:
 
 bench:
 	@./scripts/bench.sh
+
+bench-gate:
+	@ACCEPT='$(ACCEPT)' ./scripts/bench-gate.sh

@@ -10,8 +10,9 @@ set -euo pipefail
 #   curl openssl  the outside clients of the end-to-end tests
 #   faketime      moves the clock in the tests of validity periods
 #   python3       a second reader of the audit log, and an HTTPS receiver, in the tests
+#   valgrind      counts instructions in `make bench-gate`
 PACKAGES=(cmake g++ gcc make pkg-config libpcsclite-dev curl openssl ca-certificates faketime
-    python3)
+    python3 valgrind)
 
 installed() {
     [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

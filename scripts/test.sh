@@ -3,7 +3,7 @@
 #
 # One profile (dev) and one selection of packages (the whole workspace) throughout: cargo then
 # compiles each dependency once for all builds and tests, and once more, without code generation,
-# for clippy.
+# for clippy. Only the last stage builds apart: what it counts must be release code.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/stages.sh
@@ -49,3 +49,4 @@ stage 'tidy' run_tests --test tidy
 stage 'unit and integration tests' run_tests --lib --bins "${INTEGRATION[@]}"
 stage 'examples in the documentation' run_tests --doc
 stage 'end-to-end tests' run_tests --test e2e
+stage 'instruction counts' ./scripts/bench-gate.sh
