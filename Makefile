@@ -5,7 +5,7 @@
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help up down test lint bench bench-gate
+.PHONY: help up down test lint bench bench-gate bench-tools
 
 help:
 	@echo 'make up      install what is missing, build, start the whole box with demo data'
@@ -14,6 +14,7 @@ help:
 	@echo 'make lint    the checks alone: formatting, clippy, tidy, scripts'
 	@echo 'make bench   measure everything beside nginx and HAProxy (QUICK=1: three minutes)'
 	@echo 'make bench-gate  count instructions against bench/gate.json (ACCEPT=1 records them)'
+	@echo 'make bench-tools the load generator beside h2load and ab, against nginx alone'
 	@echo
 	@echo 'DATA=DIR     the data folder of up and down (now: $(DATA))'
 
@@ -34,3 +35,6 @@ bench:
 
 bench-gate:
 	@ACCEPT='$(ACCEPT)' ./scripts/bench-gate.sh
+
+bench-tools:
+	@./scripts/bench-tools.sh

@@ -7,7 +7,8 @@ set -euo pipefail
 #   nginx haproxy  the peers that are measured beside the gateway
 #   util-linux     taskset, which keeps every process on its core
 #   openssl        its version stands in the report: the peers' cryptography
-PACKAGES=(nginx haproxy util-linux openssl)
+# More may be named as arguments.
+PACKAGES=(nginx haproxy util-linux openssl "$@")
 
 # Debian asks this file whether a service may be started when its package is installed.
 POLICY=/usr/sbin/policy-rc.d

@@ -23,6 +23,7 @@ use crate::scenario::storm::StormArgs;
 use crate::scenario::stream::StreamArgs;
 use crate::suite::{ReportArgs, SuiteArgs};
 use crate::target::Target;
+use crate::tools::ToolsArgs;
 
 /// Loads a gateway over mutual TLS and measures it.
 #[derive(Debug, Parser)]
@@ -71,6 +72,8 @@ pub(crate) enum Command {
     Suite(SuiteArgs),
     /// The page of a results file
     Report(ReportArgs),
+    /// This generator beside h2load and ab, against nginx alone
+    Tools(ToolsArgs),
 }
 
 /// The key exchange that is offered.

@@ -34,6 +34,7 @@ mod issuing;
 mod gate;
 mod lab;
 mod suite;
+mod tools;
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         Command::Stages(args) => lab::stages::run(args),
         Command::Suite(args) => suite::run(args),
         Command::Report(args) => suite::report(args),
+        Command::Tools(args) => tools::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -178,9 +178,10 @@ impl Lab {
         let words = if is_nginx {
             // nginx's worker drops to another user when the master is root.
             let (folder, user) = (run.display().to_string(), nginx_user());
-            ["nginx", "-p", &folder, "-c", &path, "-g", &user].map(str::to_owned).to_vec()
+            let nginx = peer("nginx");
+            [&nginx, "-p", &folder, "-c", &path, "-g", &user].map(str::to_owned).to_vec()
         } else {
-            ["haproxy", "-db", "-f", &path].map(str::to_owned).to_vec()
+            [&peer("haproxy"), "-db", "-f", &path].map(str::to_owned).to_vec()
         };
         let mut running = self.spawn(&words, start, name, format!("https://127.0.0.1:{port}"))?;
         running.run_dir = Some(run);
@@ -379,6 +380,12 @@ fn nginx_user() -> String {
 /// This program, for the parts of the lab that it plays itself.
 fn own_program() -> anyhow::Result<String> {
     program("sekisho-bench")
+}
+
+/// Debian keeps servers where the PATH of others than root does not lead.
+fn peer(name: &str) -> String {
+    let path = format!("/usr/sbin/{name}");
+    if Path::new(&path).is_file() { path } else { name.to_owned() }
 }
 
 /// A program that was built beside this one. (Tests run from the folder `deps` below.)

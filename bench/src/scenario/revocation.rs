@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A server may close a connection for other reasons. A closed one counts only if a new connection
-//! is refused as well; otherwise the watcher goes on with the new one.
+//! is refused as well, and from then on: the first close may have had another reason, and its time
+//! be too early. Otherwise the watcher goes on with the new one.
 
 use std::fmt;
 use std::path::Path;
@@ -38,7 +39,7 @@ pub(crate) struct RevocationArgs {
     /// Program and arguments that revoke, split at spaces; {serial} becomes the certificate's
     /// serial number in hex
     #[arg(long, value_name = "COMMAND")]
-    revoke: String,
+    pub(super) revoke: String,
     /// Terminals that are revoked, one after another
     #[arg(
         long,
@@ -167,7 +168,7 @@ async fn revoke_one(
     let watch = |client, live| {
         let poll = Duration::from_micros(args.poll_us);
         let (server, clock) = (Arc::clone(server), Arc::clone(&clock));
-        let watcher = Watcher { server, client, clock, poll };
+        let watcher = Watcher { server, client, clock, poll, refused_within: REFUSED_WITHIN };
         Task(tokio::spawn(async move { watcher.watch(live).await }))
     };
     let tasks = [watch(one, Some(first)), watch(two, Some(second)), watch(resuming, None)];
@@ -223,6 +224,8 @@ enum Seen {
     Refused,
     /// The connection broke, or none came about.
     Cut(String),
+    /// No answer: a server that hangs refuses nothing.
+    Nothing,
 }
 
 /// Asks again and again, as one client.
@@ -231,11 +234,12 @@ pub(super) struct Watcher {
     pub(super) client: Client,
     pub(super) clock: Arc<Clock>,
     pub(super) poll: Duration,
+    pub(super) refused_within: Duration,
 }
 
 impl Watcher {
     /// Asks on `live`, or on a new connection each time, until it is refused. `None` if it is
-    /// still served long after the command.
+    /// not refused in time.
     pub(super) async fn watch(self, live: Option<Connection>) -> anyhow::Result<Option<Instant>> {
         let stays = live.is_some();
         let mut open = live;
@@ -246,32 +250,40 @@ impl Watcher {
                     None
                 }
                 Seen::Refused => Some(Instant::now()),
-                Seen::Cut(_) => {
-                    let seen = Instant::now();
-                    match self.ask(None, stays).await {
-                        Seen::Served(connection) => {
-                            open = connection;
-                            None
-                        }
-                        Seen::Cut(text) if text.starts_with("connect:") => {
-                            bail!("the server is gone: {text}")
-                        }
-                        Seen::Refused | Seen::Cut(_) => Some(seen),
+                Seen::Nothing => None,
+                Seen::Cut(_) => match self.ask(None, stays).await {
+                    Seen::Served(connection) => {
+                        open = connection;
+                        None
                     }
-                }
+                    Seen::Cut(text) if text.starts_with("connect:") => {
+                        bail!("the server is gone: {text}")
+                    }
+                    Seen::Nothing => None,
+                    Seen::Refused | Seen::Cut(_) => Some(Instant::now()),
+                },
             };
             let began = self.clock.0.get();
             match (refused, began) {
                 (Some(_), None) => bail!("it was refused before it was revoked"),
-                (Some(when), Some(_)) => return Ok(Some(when)),
-                (None, Some(began)) if began.elapsed() > REFUSED_WITHIN => return Ok(None),
+                (Some(when), Some(began)) => {
+                    let took = when.saturating_duration_since(*began);
+                    return Ok(Some(when).filter(|_| took <= self.refused_within));
+                }
+                (None, Some(began)) if began.elapsed() > self.refused_within => return Ok(None),
                 (None, _) => tokio::time::sleep(self.poll).await,
             }
         }
     }
 
-    /// One request on `open`, or on a new connection; which is given back if it stays.
+    /// One request, with a limit in time.
     async fn ask(&self, open: Option<Connection>, stays: bool) -> Seen {
+        let asked = tokio::time::timeout(self.refused_within, self.ask_once(open, stays));
+        asked.await.unwrap_or(Seen::Nothing)
+    }
+
+    /// One request on `open`, or on a new connection; which is given back if it stays.
+    async fn ask_once(&self, open: Option<Connection>, stays: bool) -> Seen {
         let mut connection = match open {
             Some(connection) => connection,
             None => match self.client.connect(&self.server).await {
@@ -325,7 +337,7 @@ fn serial(path: &Path) -> anyhow::Result<String> {
 }
 
 /// The serial number's octets, without the zero that only says that it is positive.
-fn serial_of(certificate: &[u8]) -> Option<&[u8]> {
+pub(super) fn serial_of(certificate: &[u8]) -> Option<&[u8]> {
     let (outer, _) = value(certificate, SEQUENCE)?;
     let (signed, _) = value(outer, SEQUENCE)?;
     // A certificate of version 1 has no version.

@@ -136,19 +136,11 @@ pub(crate) fn run(args: &StormArgs) -> anyhow::Result<()> {
 pub(super) async fn storm(args: &StormArgs) -> anyhow::Result<Report> {
     let established = args.established as usize;
     let hold_max = args.hold_max.unwrap_or_else(|| files_max() / 2);
-    check_files(established + hold_max.max(1), "--hold-max or --established")?;
+    check_files(established.saturating_add(hold_max.max(1)), "--hold-max or --established")?;
     let world = World::open(&args.target).await?;
     let clients = world.clients(world.terminals.len())?;
-    let storm = Arc::new(Storm {
-        server: Arc::clone(&world.server),
-        tries: args.tries,
-        hold_max,
-        open: Arc::new(Semaphore::new(
-            (files_max() - established - FILES_SPARE).min(Semaphore::MAX_PERMITS),
-        )),
-        held: Mutex::default(),
-        done: AtomicU64::new(0),
-    });
+    let open_max = files_max() - established - FILES_SPARE;
+    let storm = Arc::new(Storm::new(Arc::clone(&world.server), args.tries, hold_max, open_max));
     let regulars =
         Regulars::start(Arc::clone(&world.server), world.clients(established)?, PAUSE).await?;
     tokio::time::sleep(SETTLES_WITHIN).await;
@@ -156,7 +148,7 @@ pub(super) async fn storm(args: &StormArgs) -> anyhow::Result<Report> {
     tokio::time::sleep(BEFORE).await;
     let cpu_before = args.pid.map(cpu::used).transpose()?;
     regulars.enter(Phase::Beside);
-    let (all, took) = arrive(&storm, clients, args).await?;
+    let (all, took) = arrive(&storm, clients, Duration::from_millis(args.arrive_within_ms)).await?;
     regulars.enter(Phase::Settling);
     let cpu_after = args.pid.map(cpu::used).transpose()?;
     let served = regulars.finish().await?;
@@ -204,7 +196,7 @@ fn report(
 }
 
 /// What all terminals of the storm have in common.
-struct Storm {
+pub(super) struct Storm {
     server: Arc<Server>,
     tries: u32,
     hold_max: usize,
@@ -222,9 +214,9 @@ struct Held {
 }
 
 /// What all terminals had together.
-struct All {
+pub(super) struct All {
     terminals: u64,
-    answered: u64,
+    pub(super) answered: u64,
     retries: u64,
     histogram: Histogram,
     statuses: Statuses,
@@ -253,10 +245,10 @@ impl All {
 }
 
 /// Lets the terminals come, each at its moment, and waits for the last of them.
-async fn arrive(
+pub(super) async fn arrive(
     storm: &Arc<Storm>,
     clients: Vec<Client>,
-    args: &StormArgs,
+    within: Duration,
 ) -> anyhow::Result<(All, Duration)> {
     let terminals = clients.len();
     let mut all = All {
@@ -267,7 +259,6 @@ async fn arrive(
         statuses: Statuses::new(),
         failures: Counts::new(),
     };
-    let within = Duration::from_millis(args.arrive_within_ms);
     // From here on this thread only makes the storm: who is served meanwhile goes before.
     let _ = rustix::process::nice(NICE);
     let began = Instant::now();
@@ -298,6 +289,12 @@ async fn progress(storm: Arc<Storm>, terminals: usize) {
 }
 
 impl Storm {
+    pub(super) fn new(server: Arc<Server>, tries: u32, hold_max: usize, open_max: usize) -> Self {
+        let open = Arc::new(Semaphore::new(open_max.min(Semaphore::MAX_PERMITS)));
+        let (held, done) = (Mutex::default(), AtomicU64::new(0));
+        Self { server, tries, hold_max, open, held, done }
+    }
+
     /// One terminal, from the moment at which it is to start.
     async fn terminal(&self, client: &Client, due: Instant) -> One {
         tokio::time::sleep_until(due).await;
@@ -343,7 +340,9 @@ impl Storm {
     fn hold(&self, one: Held) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.push_back(one);
-        let too_old = if held.len() > self.hold_max { held.pop_front() } else { None };
+        // Whoever waits for leave while nothing was held can get it only from here.
+        let full = held.len() > self.hold_max || self.open.available_permits() == 0;
+        let too_old = if full { held.pop_front() } else { None };
         drop(held);
         drop(too_old);
     }

@@ -286,7 +286,7 @@ async fn silent_connections_are_all_open_at_the_end() {
 async fn a_server_with_patience_for_a_moment_closes_slow_clients_and_serves_good_ones() {
     let patience = Some(Duration::from_millis(700));
     let server = TestServer::start(2, Manners { patience, ..Manners::default() }).await;
-    let rest = "--slow 2 --good 2 --duration-s 3";
+    let rest = "--slow 2 --good 1 --duration-s 6";
     let Command::SlowClients(args) = server.pki.command("slow-clients", server.address, rest)
     else {
         unreachable!("the line says `slow-clients`")
@@ -338,6 +338,7 @@ async fn watchers_go_on_after_a_close_and_end_with_the_refusal() {
             client,
             clock: Arc::clone(&clock),
             poll,
+            refused_within: Duration::from_secs(30),
         };
         let watching = tokio::spawn(watcher.watch(open));
         // Several connections, so that some have been closed under the watcher.
@@ -364,4 +365,106 @@ async fn a_terminal_refused_before_it_is_revoked_is_an_error() {
     };
     let error = revocation::revocation(&args).await.err().map(|error| format!("{error:#}"));
     assert!(error.is_some_and(|error| error.contains("before it is revoked: status 403")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_goes_on_serving_or_hangs_has_refused_nothing() {
+    let server = TestServer::start(1, Manners::default()).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for address in [server.address, silent.local_addr().unwrap()] {
+        let Command::Idle(args) = server.pki.command("idle", address, "") else {
+            unreachable!("the line says `idle`")
+        };
+        let world = World::open(&args.target).await.unwrap();
+        let clock = Arc::<revocation::Clock>::default();
+        clock.0.set(std::time::Instant::now()).unwrap();
+        let watcher = revocation::Watcher {
+            server: Arc::clone(&world.server),
+            client: world.clients(1).unwrap().remove(0),
+            clock,
+            poll: Duration::from_millis(1),
+            refused_within: Duration::from_millis(200),
+        };
+        assert_eq!(watcher.watch(None).await.unwrap(), None, "{address}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_terminals_of_a_storm_come_through_if_all_open_files_are_for_held_ones() {
+    let server = TestServer::start(9, Manners::default()).await;
+    let Command::Idle(args) = server.pki.command("idle", server.address, "") else {
+        unreachable!("the line says `idle`")
+    };
+    let world = World::open(&args.target).await.unwrap();
+    let storm = Arc::new(storm::Storm::new(Arc::clone(&world.server), 1, 2, 2));
+    let clients = world.clients(9).unwrap();
+    let arriving = storm::arrive(&storm, clients, Duration::ZERO);
+    let arrived = tokio::time::timeout(Duration::from_secs(30), arriving).await;
+    let (all, _) = arrived.expect("terminals wait for each other").unwrap();
+    assert_eq!(all.answered, 9);
+}
+
+/// A server of HTTP/1.1 and HTTP/2 that refuses a terminal once `revoked/SERIAL` exists.
+async fn revoking_server(pki: &Pki) -> SocketAddr {
+    let mut settings = pki.settings.clone();
+    settings.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(settings));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let revoked = pki.dir.path().join("revoked");
+    std::fs::create_dir(&revoked).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let (acceptor, revoked) = (acceptor.clone(), revoked.clone());
+            tokio::spawn(async move {
+                let Ok(tls) = acceptor.accept(tcp).await else { return };
+                let session = tls.get_ref().1;
+                let leaf = session.peer_certificates().unwrap()[0].clone();
+                let is_two = session.alpn_protocol() == Some(b"h2");
+                let mark = revoked.join(hex::encode(revocation::serial_of(&leaf).unwrap()));
+                let service = hyper::service::service_fn(move |_| {
+                    let status = if mark.exists() { 403 } else { 200 };
+                    let body = http_body_util::Full::new(bytes::Bytes::from_static(b"ok"));
+                    let answer = http::Response::builder().status(status).body(body).unwrap();
+                    async move { Ok::<_, std::convert::Infallible>(answer) }
+                });
+                let io = hyper_util::rt::TokioIo::new(tls);
+                // Clients end their connections as they like.
+                if is_two {
+                    let executor = hyper_util::rt::TokioExecutor::new();
+                    let served = hyper::server::conn::http2::Builder::new(executor);
+                    let _ = served.serve_connection(io, service).await;
+                } else {
+                    let served = hyper::server::conn::http1::Builder::new();
+                    let _ = served.serve_connection(io, service).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_is_timed_on_all_three_ways_from_the_start_of_the_command() {
+    let pki = Pki::new(2);
+    let address = revoking_server(&pki).await;
+    let dir = pki.dir.path().display();
+    // The mark is made after a while, and the command goes on for a while after it.
+    let script = format!("sleep 0.2; : > {dir}/revoked/$1; sleep 0.2");
+    std::fs::write(pki.dir.path().join("revoke.sh"), script).unwrap();
+    let rest = "--rounds 2 --poll-us 500";
+    let Command::Revocation(mut args) =
+        pki.command("revocation", address, &format!("{rest} --revoke {{serial}}"))
+    else {
+        unreachable!("the line says `revocation`")
+    };
+    args.revoke = format!("sh {dir}/revoke.sh {{serial}}");
+    let report = json(&revocation::revocation(&args).await.unwrap());
+    assert_eq!((&report["revoked"], &report["not_refused"]), (&2.into(), &0.into()), "{report}");
+    for way in ["live_http1", "live_http2", "resumed"] {
+        assert_eq!(report[way]["count"], 2, "{report}");
+        assert!(report[way]["p50_us"].as_u64() >= Some(195_000), "{way}: {report}");
+    }
+    assert!(report["command"]["p50_us"].as_u64() >= Some(390_000), "{report}");
 }

@@ -100,7 +100,7 @@ fn at_rate(
     pid: Option<u32>,
     rate: f64,
 ) -> anyhow::Result<RunAnswer> {
-    let seconds = if session.quick { "2" } else { "3" };
+    let seconds = "2";
     let mut args = words(&["--mode", "keepalive", "--group", "x25519", "--threads", "1"]);
     args.extend(words(&["--connections", "32", "--certs-count", "32"]));
     args.extend(words(&["--rate", &format!("{rate:.0}"), "--duration-s", seconds]));
@@ -128,7 +128,7 @@ pub(crate) fn revocation_set(session: &mut Session, results: &mut Results) -> an
     let facts = session.start_facts(FactsSet::Unrevoked)?;
     let with = session.start(System::Async, FactsSet::Full)?;
     let without = session.start(System::Async, FactsSet::Unrevoked)?;
-    let pairs = if session.quick { 3 } else { 5 };
+    let pairs = if session.quick { 2 } else { 5 };
     let part = session.terminals / pairs;
     for (mode, operations) in [("handshake", part.min(2_800)), ("keepalive", 32_000)] {
         let operations = if session.quick { operations / 2 } else { operations };
@@ -229,7 +229,7 @@ pub(crate) fn idle(session: &mut Session, results: &mut Results) -> anyhow::Resu
 
 fn idle_of(session: &mut Session, system: System) -> anyhow::Result<IdleAnswer> {
     let running = session.start(system, FactsSet::Full)?;
-    let connections = if session.quick { "2000" } else { "10000" };
+    let connections = if session.quick { "1000" } else { "10000" };
     let mut args = words(&["--connections", connections, "--requests-first", "1"]);
     args.extend(words(&["--group", "x25519", "--source-addresses", "16"]));
     args.extend(words(&["--certs-count", &session.terminals.min(10_000).to_string()]));
@@ -277,7 +277,7 @@ pub(crate) fn storm(session: &mut Session, results: &mut Results) -> anyhow::Res
 /// If the gateway does not start or the measurement fails.
 pub(crate) fn slow_clients(session: &mut Session, results: &mut Results) -> anyhow::Result<()> {
     let running = session.start(System::Async, FactsSet::Full)?;
-    let (slow, seconds) = if session.quick { ("40", "4") } else { ("200", "20") };
+    let (slow, seconds) = if session.quick { ("40", "3") } else { ("200", "14") };
     let mut args = words(&["--slow", slow, "--good", "32", "--duration-s", seconds]);
     let (_, post_path, content_type) = session.lab()?.upload();
     args.extend(words(&["--post-path", &post_path, "--content-type", &content_type]));
@@ -370,7 +370,7 @@ fn streaming_of(system: System, direction: &str, rounds: Vec<StreamAnswer>) -> O
 /// If the gateway does not start or the measurement fails.
 pub(crate) fn day(session: &mut Session, results: &mut Results) -> anyhow::Result<()> {
     let running = session.start(System::Async, FactsSet::Full)?;
-    let hour_ms: u64 = if session.quick { 250 } else { 1_000 };
+    let hour_ms: u64 = if session.quick { 200 } else { 750 };
     let rate = DAY_RATE.to_string();
     let mut args = words(&["--mode", "day", "--first-to-tenth", "--threads", "1"]);
     args.extend(words(&["--hour-ms", &hour_ms.to_string(), "--rate", &rate]));
