@@ -37,6 +37,7 @@ close() {
 trap close EXIT
 
 stage 'packages' ./scripts/install.sh
+stage 'packages for measuring' ./scripts/install-bench.sh
 mapfile -t INTEGRATION < <(integration_tests)
 if [ "${#INTEGRATION[@]}" -eq 0 ]; then
     echo 'error: cargo metadata names no integration test: has its format changed?' >&2

@@ -26,6 +26,7 @@ mod page;
 mod plots;
 
 use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -172,10 +173,9 @@ pub(crate) fn run(args: &SuiteArgs) -> anyhow::Result<()> {
     end_on_signals()?;
     machine::raise_open_files();
     let work = work_dir(args)?;
-    for dir in [&args.out, &work] {
-        fs::create_dir_all(dir)
-            .with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
-    }
+    let _held = hold(&work)?;
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot make the folder `{}`", args.out.display()))?;
     let ticks_before = machine::ticks();
     let mut results = empty(args);
     results.started_at = session::now();
@@ -242,8 +242,31 @@ fn lab(work: &Path, parts: &[PartName], quick: bool) -> (Option<Lab>, Option<any
 /// The folder of all that is made on the way, absolute because the systems are started with paths
 /// in it.
 fn work_dir(args: &SuiteArgs) -> anyhow::Result<PathBuf> {
-    let dir = args.work.clone().unwrap_or_else(|| std::env::temp_dir().join("sekisho-bench"));
+    let ours = format!("sekisho-bench-{}", rustix::process::geteuid().as_raw());
+    let dir = args.work.clone().unwrap_or_else(|| std::env::temp_dir().join(ours));
     std::path::absolute(&dir).with_context(|| format!("`{}` is no folder", dir.display()))
+}
+
+/// Makes the folder for us alone, and holds it while the run lasts: two runs at once would measure
+/// each other.
+fn hold(dir: &Path) -> anyhow::Result<fs::File> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
+    let owner = fs::metadata(dir)?.uid();
+    let us = rustix::process::geteuid().as_raw();
+    anyhow::ensure!(
+        owner == us,
+        "`{}` belongs to user {owner}: name another folder with --work",
+        dir.display()
+    );
+    let lock = fs::File::create(dir.join("lock"))?;
+    lock.try_lock().map_err(|_| {
+        anyhow::anyhow!("another run works in `{}`: wait for its end", dir.display())
+    })?;
+    Ok(lock)
 }
 
 fn empty(args: &SuiteArgs) -> Results {
@@ -301,7 +324,7 @@ fn measure(session: &mut Session, results: &mut Results, parts: &[PartName]) {
                 for part in loading {
                     one(session, results, part, Some(&backend));
                 }
-                for running in [facts, backend] {
+                for running in facts.into_iter().chain([backend]) {
                     if let Err(error) = running.stop() {
                         session.fail("stopping the back end and the facts", &error);
                     }
@@ -319,11 +342,13 @@ fn measure(session: &mut Session, results: &mut Results, parts: &[PartName]) {
     }
 }
 
-/// The back end and the facts publisher.
-fn around(session: &mut Session) -> anyhow::Result<(Running, Running)> {
+/// The back end and the facts publishers.
+fn around(session: &mut Session) -> anyhow::Result<(Running, Vec<Running>)> {
     let backend = session.start_backend().context("the back end does not start")?;
-    let facts =
-        session.start_facts(FactsSet::Full).context("the facts publisher does not start")?;
+    let mut facts = Vec::new();
+    for set in [FactsSet::Full, FactsSet::Bare] {
+        facts.push(session.start_facts(set).context("the facts publisher does not start")?);
+    }
     Ok((backend, facts))
 }
 
@@ -355,6 +380,10 @@ fn write(args: &SuiteArgs, results: &Results) -> anyhow::Result<()> {
     results.write(&dated)?;
     eprintln!("results: {}", dated.display());
     if !args.only.is_empty() {
+        return Ok(());
+    }
+    if session::stopped() || results.side_by_side.is_empty() {
+        eprintln!("not a whole run: latest.json and the page stay as they are");
         return Ok(());
     }
     let latest = args.out.join("latest.json");

@@ -1,6 +1,6 @@
-//! The generator beside public tools, against nginx alone: whoever makes the same work must find the
-//! same cost of it. Of the public tools nginx's CPU time is counted around their whole run; ours is
-//! what `run` itself tells.
+//! The generator beside public tools, against nginx alone: whoever makes the same work must find
+//! the same cost of it. Of the public tools nginx's CPU time is counted around their whole run;
+//! ours is what `run` itself tells.
 //!
 //! ```text
 //!  tools ─► server: one nginx on its own core, which passes requests on to itself

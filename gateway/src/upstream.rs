@@ -1,7 +1,7 @@
 //! The hub, reached over its unix socket, for requests that hold a [`Permit`].
 //!
-//! Invariants: every function here that reaches the hub takes `&Permit`; whatever identity headers a
-//! client sent are removed before ours are set, and ours are printed from verified values.
+//! Invariants: every function here that reaches the hub takes `&Permit`; whatever identity headers
+//! a client sent are removed before ours are set, and ours are printed from verified values.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -1,10 +1,11 @@
 //! Publishes a fixture's facts to gateways, as the cert-authority and the hub do: two signed feeds
 //! on unix sockets (see `policies::feed`).
 //!
-//! The mass of facts is made from numbers, not stored. A snapshot at scale takes longer to sign than
-//! a gateway waits for a line, so one is made ready by the word `prepare` on the control socket,
-//! right before a gateway is started; `revoke SERIAL` there becomes a change for all subscribers at
-//! once.
+//! The mass of facts is made from numbers, not stored. A snapshot at scale takes longer to sign
+//! than a gateway waits for a line, so one is made ready by the word `prepare` on the control
+//! socket, right before a gateway is started; `revoke SERIAL` there becomes a change for all
+//! subscribers at once. Signing is done beside the heartbeats, so that no gateway that is being
+//! measured loses its feed while the next one is started.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader as StdBufReader, Write as _};
@@ -205,15 +206,23 @@ struct Publisher {
     /// The facts at sequence 0, as the inside of a JSON list.
     facts: String,
     state: Mutex<State>,
+    /// Held while a snapshot is made, so that two gateways do not have it made twice.
+    prepared: Mutex<Option<Prepared>>,
     changes: broadcast::Sender<Arc<str>>,
 }
 
+#[derive(Clone)]
 struct State {
     seq: u64,
     head: String,
     changed: Vec<Fact>,
-    /// A snapshot line that is ready to be sent, and when it was made.
-    prepared: Option<(Instant, Arc<str>)>,
+}
+
+/// A snapshot line that is ready to be sent.
+struct Prepared {
+    seq: u64,
+    made: Instant,
+    line: Arc<str>,
 }
 
 impl Publisher {
@@ -222,14 +231,14 @@ impl Publisher {
         let der = std::fs::read(&path).with_context(|| format!("key `{}`", path.display()))?;
         let key = Ed25519KeyPair::from_pkcs8(&der)
             .map_err(|_| anyhow::anyhow!("`{}` holds no Ed25519 key", path.display()))?;
-        let state =
-            State { seq: 0, head: GENESIS_HEAD.to_owned(), changed: Vec::new(), prepared: None };
+        let state = State { seq: 0, head: GENESIS_HEAD.to_owned(), changed: Vec::new() };
         let publisher = Self {
             source,
             signer: Signer::from_pkcs8(source, &der)?,
             key,
             facts,
             state: Mutex::new(state),
+            prepared: Mutex::new(None),
             changes: broadcast::channel(CHANGES_WAITING_MAX).0,
         };
         let bytes = publisher.snapshot()?.len();
@@ -246,15 +255,25 @@ impl Publisher {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A snapshot line of this moment, made from the ready list: the same bytes that
-    /// [`Signer::line`] makes of the message, without building a million facts each time.
+    /// A snapshot line of this moment, or a prepared one that is still true.
     fn snapshot(&self) -> anyhow::Result<Arc<str>> {
-        let mut state = self.state();
-        if let Some((made, line)) = &state.prepared
-            && made.elapsed() < PREPARED_LASTS
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state().clone();
+        if let Some(ready) = prepared.as_ref()
+            && ready.seq == state.seq
+            && ready.made.elapsed() < PREPARED_LASTS
         {
-            return Ok(Arc::clone(line));
+            return Ok(Arc::clone(&ready.line));
         }
+        let line = self.signed_snapshot(&state)?;
+        *prepared =
+            Some(Prepared { seq: state.seq, made: Instant::now(), line: Arc::clone(&line) });
+        Ok(line)
+    }
+
+    /// Made from the ready list: the same bytes that [`Signer::line`] makes of the message, without
+    /// building a million facts each time.
+    fn signed_snapshot(&self, state: &State) -> anyhow::Result<Arc<str>> {
         let mut payload = String::with_capacity(self.facts.len() + 1024);
         write!(
             payload,
@@ -273,15 +292,12 @@ impl Publisher {
         let signature = STANDARD.encode(self.key.sign(signed.as_bytes()));
         drop(signed);
         let payload = serde_json::to_string(&payload)?;
-        let line: Arc<str> =
-            format!("{{\"payload\":{payload},\"signature\":\"{signature}\"}}\n").into();
-        state.prepared = Some((Instant::now(), Arc::clone(&line)));
-        Ok(line)
+        Ok(format!("{{\"payload\":{payload},\"signature\":\"{signature}\"}}\n").into())
     }
 
     /// Makes the next snapshot anew.
     fn prepare(&self) -> anyhow::Result<()> {
-        self.state().prepared = None;
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.snapshot().map(|_| ())
     }
 
@@ -292,7 +308,6 @@ impl Publisher {
         state.head = next_head(&previous, seq, &serde_json::to_string(&fact)?);
         state.seq = seq;
         state.changed.push(fact.clone());
-        state.prepared = None;
         let sent_at_ms = now_ms();
         let change = Message::Change { seq, previous, latest_seq: seq, sent_at_ms, fact };
         let line: Arc<str> = format!("{}\n", self.signer.line(&change)?).into();
@@ -327,7 +342,7 @@ async fn publish(
         let publisher = Arc::clone(&publisher);
         tokio::spawn(async move {
             // A gateway that goes away is no news.
-            let _ = subscriber(stream, &publisher, heartbeat).await;
+            let _ = subscriber(stream, publisher, heartbeat).await;
         });
     }
 }
@@ -335,7 +350,7 @@ async fn publish(
 /// Snapshot, then changes and heartbeats; acknowledgements are read and dropped.
 async fn subscriber(
     stream: UnixStream,
-    publisher: &Publisher,
+    publisher: Arc<Publisher>,
     heartbeat: Duration,
 ) -> anyhow::Result<()> {
     let (mut acks, mut stream) = stream.into_split();
@@ -346,7 +361,10 @@ async fn subscriber(
     // Before the snapshot is taken, so that no change falls in between; one that the snapshot holds
     // already breaks the order, and the gateway asks anew.
     let mut changes = publisher.changes.subscribe();
-    stream.write_all(publisher.snapshot()?.as_bytes()).await?;
+    let maker = Arc::clone(&publisher);
+    let snapshot = tokio::task::spawn_blocking(move || maker.snapshot()).await??;
+    stream.write_all(snapshot.as_bytes()).await?;
+    drop(snapshot);
     loop {
         match tokio::time::timeout(heartbeat, changes.recv()).await {
             Ok(Ok(line)) => stream.write_all(line.as_bytes()).await?,
@@ -367,7 +385,11 @@ async fn control(
         let mut line = String::new();
         let read = tokio::time::timeout(Duration::from_secs(1), stream.read_line(&mut line)).await;
         let answer = match read {
-            Ok(Ok(_)) => obey(line.trim(), &ca, &hub),
+            Ok(Ok(_)) => {
+                let (ca, hub) = (Arc::clone(&ca), Arc::clone(&hub));
+                let obeyed = move || obey(line.trim(), &ca, &hub);
+                tokio::task::spawn_blocking(obeyed).await?
+            }
             Ok(Err(_)) | Err(_) => continue,
         };
         let answer = answer.map_or_else(|error| format!("{error:#}\n"), |()| "done\n".to_owned());

@@ -4,8 +4,9 @@
 //! Terminal `n` belongs to an office of its own, which is registered for a person of its own: each
 //! request is another row of the facts, as it is on a day.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -105,6 +106,12 @@ pub(crate) fn read(dir: &Path) -> anyhow::Result<Made> {
 pub(crate) fn make(dir: &Path, scale: &Scale) -> anyhow::Result<()> {
     ensure!(scale.terminals > 0, "a fixture has at least one terminal");
     clear(dir)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .and_then(|()| fs::write(dir.join(MARK), MARK_TEXT))
+        .with_context(|| format!("folder `{}`", dir.display()))?;
     for folder in ["pki", "keys", "terminals", "run"] {
         let path = dir.join(folder);
         fs::create_dir_all(&path).with_context(|| format!("folder `{}`", path.display()))?;
@@ -140,24 +147,26 @@ pub(crate) fn make(dir: &Path, scale: &Scale) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes an older fixture; anything else that is there stays, and is told.
+/// Removes an older fixture; a folder without our mark stays as it is, and is told. What says that
+/// the fixture is whole goes first.
 fn clear(dir: &Path) -> anyhow::Result<()> {
     if !dir.exists() {
         return Ok(());
     }
     let empty = fs::read_dir(dir)?.next().is_none();
-    let ours = dir.join("facts.toml").exists() || dir.join("terminals").exists();
+    let ours = dir.join(MARK).exists();
     ensure!(empty || ours, "folder `{}` holds something else: name another", dir.display());
+    match fs::remove_file(dir.join("facts.toml")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        Ok(()) | Err(_) => {}
+    }
     for folder in ["pki", "keys", "terminals", "run"] {
         match fs::remove_dir_all(dir.join(folder)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             Ok(()) | Err(_) => {}
         }
     }
-    match fs::remove_file(dir.join("facts.toml")) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    Ok(())
 }
 
 /// The office of terminal `number`.
@@ -286,9 +295,10 @@ fn token(staff: &EcdsaKeyPair, office: &str, certificate: &str) -> anyhow::Resul
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let written = fs::write(path, bytes)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)));
-    written.with_context(|| format!("cannot write `{}`", path.display()))
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(bytes))
+        .with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 fn now() -> u64 {
@@ -305,6 +315,9 @@ pub(crate) const STAFF_KEY_ID: &str = "bench-1";
 const CERTIFICATE_POLICIES: [u8; 11] =
     [0x30, 0x09, 0x30, 0x07, 0x06, 0x05, 0x88, 0x37, 0x01, 0x01, 0x01];
 
+/// Only a folder with this file in it is ever cleared.
+const MARK: &str = "sekisho-bench-fixture";
+const MARK_TEXT: &str = "This folder is made, and cleared, by sekisho-bench fixture.\n";
 const FORMAT: u32 = 1;
 const COUNT_MAX: usize = 50_000_000;
 const TOKEN_SECONDS: u64 = 24 * 3600;

@@ -34,6 +34,8 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use crate::lab::fixture;
+
 /// Arguments of `stages`.
 #[derive(Debug, Args)]
 pub(crate) struct StagesArgs {
@@ -61,6 +63,11 @@ pub(crate) enum Layer {
 pub(crate) fn run(args: &StagesArgs) -> anyhow::Result<()> {
     let config = Config::load(&args.config)?;
     ensure!(config.listen.ip().is_loopback(), "stages listen on loopback only");
+    ensure!(
+        config.id_domain == fixture::ID_DOMAIN,
+        "stages serve a fixture's terminals only, whose `id_domain` is `{}`",
+        fixture::ID_DOMAIN
+    );
     rustls::crypto::CryptoProvider::install_default(gateway::tls::provider())
         .map_err(|_| anyhow::anyhow!("another cryptography provider is installed already"))?;
     tokio::runtime::Builder::new_multi_thread()

@@ -1,5 +1,5 @@
-//! Starts and ends the measured systems: nginx and HAProxy of Debian, the gateway in stages, and the
-//! shipped gateway. All of them reach the same back end, on the same kind of socket.
+//! Starts and ends the measured systems: nginx and HAProxy of Debian, the gateway in stages, and
+//! the shipped gateway. All of them reach the same back end, on the same kind of socket.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::cpu;
 use crate::lab::facts::Sockets;
 use crate::lab::{FactsSet, Lab, Start, fixture};
 
@@ -28,10 +29,10 @@ pub(crate) enum System {
     /// The gateway's modules without audit
     #[value(name = "gateway-policy")]
     Policy,
-    /// The shipped gateway, records written behind the answer
+    /// The gateway's program, records written behind the answer
     #[value(name = "gateway-async")]
     Async,
-    /// The shipped gateway, records on disk before the answer
+    /// The gateway's program as shipped, records on disk before the answer
     #[value(name = "gateway-durable")]
     Durable,
 }
@@ -63,6 +64,8 @@ pub(crate) struct Running {
     pub(crate) url: String,
     /// How it was started, without the folders of this machine.
     pub(crate) command: String,
+    /// What it wrote.
+    log: PathBuf,
     child: Child,
     /// Its own files, removed at the end.
     run_dir: Option<PathBuf>,
@@ -79,6 +82,12 @@ impl Running {
             fs::remove_dir_all(&dir).with_context(|| format!("folder `{}`", dir.display()))?;
         }
         Ok(())
+    }
+
+    /// How often it has lost a feed of facts so far: work that is no part of any measurement.
+    pub(crate) fn feeds_lost(&self) -> usize {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        log.matches("facts feed lost").count()
     }
 
     fn end(&mut self, signal: rustix::process::Signal) -> anyhow::Result<()> {
@@ -155,13 +164,15 @@ impl Lab {
         set: FactsSet,
         start: &Start,
     ) -> anyhow::Result<Running> {
-        match system {
+        let running = match system {
             System::Nginx | System::Haproxy => self.start_peer(system, start),
             System::Transport | System::Policy | System::Async | System::Durable => {
                 self.start_gateway(system, set, start)
             }
         }
-        .with_context(|| format!("{} does not start", system.as_str()))
+        .with_context(|| format!("{} does not start", system.as_str()))?;
+        settle(running.pid)?;
+        Ok(running)
     }
 
     fn start_peer(&self, system: System, start: &Start) -> anyhow::Result<Running> {
@@ -237,9 +248,16 @@ impl Lab {
 
     /// A new folder for one start, so that nothing of an earlier one is in it.
     fn fresh_run_dir(&self, name: &str) -> anyhow::Result<PathBuf> {
-        static STARTED: AtomicU64 = AtomicU64::new(0);
-        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let number = next_number();
         let dir = self.run_dir().join(format!("{name}-{}-{number}", std::process::id()));
+        let longest = dir.join("haproxy-master.sock").as_os_str().len();
+        ensure!(
+            longest <= SOCKET_PATH_BYTES_MAX,
+            "`{}` is too long for unix sockets in it: name a folder whose path is shorter by {} \
+             bytes",
+            dir.display(),
+            longest - SOCKET_PATH_BYTES_MAX
+        );
         fs::create_dir_all(&dir).with_context(|| format!("folder `{}`", dir.display()))?;
         Ok(dir)
     }
@@ -281,12 +299,13 @@ impl Lab {
         }
         all.extend(start.wrapper.iter().cloned());
         all.extend(words.iter().cloned());
-        let (first, rest) = all.split_first().context("no program to start")?;
-        let log_path = self.run_dir().join(format!("{name}.log"));
+        let log_path = self.run_dir().join(format!("{name}-{}.log", next_number()));
         let log = fs::File::create(&log_path)
             .with_context(|| format!("cannot write `{}`", log_path.display()))?;
-        let child = Command::new(first)
-            .args(rest)
+        // Whatever becomes of us, what we started does not stay behind.
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "TERM", "--"])
+            .args(&all)
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -294,9 +313,9 @@ impl Lab {
             // Ctrl-C in a terminal is for us; we end what we started.
             .process_group(0)
             .spawn()
-            .with_context(|| format!("cannot start `{first}`"))?;
+            .context("cannot start `setpriv` of util-linux")?;
         let command = self.without_folders(&all.join(" "));
-        Ok(Running { pid: child.id(), url, command, child, run_dir: None })
+        Ok(Running { pid: child.id(), url, command, log: log_path, child, run_dir: None })
     }
 
     /// A command line as it is shown to others: programs by name, the fixture as FIXTURE.
@@ -312,7 +331,9 @@ impl Lab {
     /// In words, where the gateway is not set up as it is shipped.
     pub(crate) fn limits_changed(&self) -> Vec<String> {
         let (_, limits) = GATEWAY.split_once("[limits]").unwrap_or_default();
-        limits.lines().filter(|line| line.contains('=')).map(str::to_owned).collect()
+        let limits = limits.lines().filter(|line| line.contains('=')).map(str::to_owned);
+        let durability = "durability = \"async\" in gateway-async; \"before-response\" is shipped";
+        std::iter::once(durability.to_owned()).chain(limits).collect()
     }
 }
 
@@ -325,16 +346,46 @@ fn wait_until(
     let began = Instant::now();
     while !is_ready() {
         if let Some(status) = running.child.try_wait()? {
-            bail!("it ended with {status}; see its log in the fixture's folder `run`");
+            bail!("it ended with {status}: {}", last_words(&running.log));
         }
         ensure!(
             began.elapsed() < start.ready_within,
-            "it does not answer within {:?}; see its log in the fixture's folder `run`",
-            start.ready_within
+            "it does not answer within {:?}: {}",
+            start.ready_within,
+            last_words(&running.log)
         );
         std::thread::sleep(POLL);
     }
     Ok(running)
+}
+
+/// The last line of a log, for the reader of an error.
+fn last_words(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let last = text.lines().rfind(|line| !line.trim().is_empty());
+    last.map_or_else(|| "it wrote nothing".to_owned(), str::to_owned)
+}
+
+/// Waits until the process has done what it does after its start, such as giving back the memory of
+/// a snapshot: that is no cost of the first measurement.
+pub(crate) fn settle(pid: u32) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let mut before = cpu::used(pid)?;
+    while began.elapsed() < STILL_WITHIN {
+        std::thread::sleep(STILL_FOR);
+        let now = cpu::used(pid)?;
+        if now.saturating_sub(before) <= STILL {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
+}
+
+/// Numbers the starts of this process.
+fn next_number() -> u64 {
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+    STARTED.fetch_add(1, Ordering::Relaxed)
 }
 
 fn wait_for_socket(running: Running, socket: &Path, start: &Start) -> anyhow::Result<Running> {
@@ -383,7 +434,7 @@ fn own_program() -> anyhow::Result<String> {
 }
 
 /// Debian keeps servers where the PATH of others than root does not lead.
-fn peer(name: &str) -> String {
+pub(crate) fn peer(name: &str) -> String {
     let path = format!("/usr/sbin/{name}");
     if Path::new(&path).is_file() { path } else { name.to_owned() }
 }
@@ -405,6 +456,13 @@ pub(crate) fn program(name: &str) -> anyhow::Result<String> {
 const NGINX: &str = include_str!("../../peers/nginx.conf");
 const HAPROXY: &str = include_str!("../../peers/haproxy.cfg");
 const GATEWAY: &str = include_str!("../../peers/gateway.toml");
+/// `sun_path` of unix(7) without its closing zero.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// A process that has used no more CPU time than this for a while has nothing left to do: one tick
+/// of the kernel's clock.
+const STILL: Duration = Duration::from_millis(10);
+const STILL_FOR: Duration = Duration::from_millis(300);
+const STILL_WITHIN: Duration = Duration::from_secs(10);
 /// As many files as a system needs for the largest measurement.
 const NOFILE_MAX: u64 = 65_536;
 const POLL: Duration = Duration::from_millis(10);
@@ -477,10 +535,10 @@ mod tests {
             let answered = status(&lab, &running.url, 1).await;
             assert_eq!(answered, Ok(200), "{}", system.as_str());
             let pid = running.pid;
-            assert!(crate::cpu::used(pid).is_ok(), "{}", system.as_str());
+            assert!(cpu::used(pid).is_ok(), "{}", system.as_str());
             assert!(!running.command.contains(&*dir.path().to_string_lossy()));
             running.stop().unwrap();
-            assert!(crate::cpu::used(pid).is_err(), "{} is still there", system.as_str());
+            assert!(cpu::used(pid).is_err(), "{} is still there", system.as_str());
         }
     }
 
@@ -515,10 +573,12 @@ mod tests {
         Lab::make(dir.path(), &Scale { revocations: 11, ..SCALE }).unwrap();
         assert_ne!(fs::read(&key).unwrap(), first);
         let foreign = tempfile::tempdir().unwrap();
-        fs::write(foreign.path().join("letter"), "dear").unwrap();
+        let letter = foreign.path().join("terminals/letter");
+        fs::create_dir(foreign.path().join("terminals")).unwrap();
+        fs::write(&letter, "dear").unwrap();
         let problem = Lab::make(foreign.path(), &SCALE).unwrap_err();
         assert!(problem.to_string().contains("something else"), "{problem}");
-        assert!(foreign.path().join("letter").exists());
+        assert!(letter.exists());
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub(crate) struct Regulars {
 }
 
 impl Regulars {
-    /// Connects all `clients` and lets them ask, with a pause of `pause` after each answer.
+    /// Connects all `clients` and lets each ask every `pause`; without pause if it is zero.
     ///
     /// # Errors
     /// If one of them is not answered at the start.
@@ -229,15 +229,22 @@ async fn keep_asking(
 ) -> anyhow::Result<Both> {
     let mut both = Both::new()?;
     let mut connection = Some(connection);
+    let mut due = Instant::now();
     loop {
+        let late = wait_until(due).await;
         // What is asked in one phase counts for it, however late the answer comes.
         let now = Phase::of(phase.load(Ordering::Relaxed));
-        let began = Instant::now();
         let outcome = ask(server, client, &mut connection).await;
-        let took = began.elapsed();
-        // A server that refuses at once must not be asked without end.
-        let pause = if outcome.is_ok() { pause } else { pause.max(AFTER_FAILURE) };
-        let late = rest(pause).await;
+        let answered = Instant::now();
+        // From the moment when it was due: an answer that takes long delays the questions behind
+        // it, and the wait of those is the server's doing too.
+        let took = answered.saturating_duration_since(due);
+        due = match outcome {
+            Ok(_) if pause.is_zero() => answered,
+            Ok(_) => due + pause,
+            // A server that refuses at once must not be asked without end.
+            Err(_) => answered + pause.max(AFTER_FAILURE),
+        };
         let tally = match now {
             Phase::Settling => continue,
             Phase::Alone => &mut both.alone,
@@ -249,15 +256,14 @@ async fn keep_asking(
     }
 }
 
-/// Pauses, and tells how much longer than meant.
-async fn rest(pause: Duration) -> Duration {
-    let began = Instant::now();
-    if pause.is_zero() {
+/// Waits, and tells how much longer than meant; nothing if the moment was over before.
+async fn wait_until(due: Instant) -> Duration {
+    if Instant::now() >= due {
         tokio::task::yield_now().await;
-    } else {
-        tokio::time::sleep(pause).await;
+        return Duration::ZERO;
     }
-    began.elapsed().saturating_sub(pause)
+    tokio::time::sleep_until(due.into()).await;
+    due.elapsed()
 }
 
 /// Asks on the connection, or on a new one if the last has failed or come to its end.

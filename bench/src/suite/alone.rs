@@ -48,11 +48,14 @@ pub(crate) fn issuing(session: &mut Session, results: &mut Results) -> anyhow::R
     let sekisho = session.beside("sekisho");
     let data_name = data.display().to_string();
     let up = words(&["up", "--demo", "--detach", "--data", &data_name]);
-    session.output(&sekisho, &up, None, Duration::from_secs(90)).context("no box for issuing")?;
-    let measured = issue(session, &data, &sekisho);
+    let begun = session.output(&sekisho, &up, None, Duration::from_secs(90));
+    let measured =
+        begun.context("no box for issuing").and_then(|_| issue(session, &data, &sekisho));
     let down = words(&["down", "--data", &data_name]);
-    session.output_always(&sekisho, &down, Duration::from_secs(60))?;
+    let ended = session.output_always(&sekisho, &down, Duration::from_secs(60));
+    // A box that did not come up has nothing to end: what went wrong first is told.
     results.issuing = Some(measured?);
+    ended?;
     Ok(())
 }
 

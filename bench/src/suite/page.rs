@@ -167,10 +167,11 @@ impl Page<'_> {
              - {} rounds; within a round each system in turn, in an order that turns from round to \
              round. Told are medians, with the least and the most of the rounds.\n\
              - The first figure is CPU time of the server's process per operation: it holds where \
-             throughput does not. Where the generator's core was as busy as the server's, \
+             throughput does not. Where the server's process used less than 95 % of its core, \
              throughput is marked with †: the server could do more.\n\
              - Gateways are started anew in each round, so that a *new* terminal is one that the \
-             process has never seen. A *returning* one does a full handshake again; a *resumed* \
+             process has never seen; each has settled and served 400 requests of other terminals \
+             before it is measured. A *returning* one does a full handshake again; a *resumed* \
              one resumes its session.\n\
              - In the gateway's memory: {} terminals of {} offices, {} registrations, {} revoked \
              certificates.\n{}",
@@ -288,8 +289,8 @@ impl Page<'_> {
         let layers = [
             ("gateway-transport", "transport"),
             ("gateway-policy", "+ policy"),
-            ("gateway-async", "+ audit, asynchronous (as shipped)"),
-            ("gateway-durable", "+ audit, durable (instead of asynchronous)"),
+            ("gateway-async", "+ audit, asynchronous"),
+            ("gateway-durable", "+ audit, durable instead (as shipped)"),
         ];
         out.push_str("| layer | keep-alive, µs | more | new terminal, µs | more |\n");
         out.push_str("|---|---:|---:|---:|---:|\n");
@@ -415,9 +416,10 @@ impl Page<'_> {
             return String::new();
         }
         let mut out = String::from(
-            "## Idle connections\n\nResident memory of the server's process; each connection had \
-             been used once.\n\n| system | connections | before, MiB | with them, MiB | KB each | \
-             errors |\n|---|---:|---:|---:|---:|---:|\n",
+            "## Idle connections\n\nResident memory of the server's process, without what the \
+             kernel keeps for sockets; each connection had been used \
+             once.\n\n| system | connections | \
+             before, MiB | with them, MiB | KB each | errors |\n|---|---:|---:|---:|---:|---:|\n",
         );
         for idle in &self.results.idle {
             let answer = &idle.answer;
@@ -486,7 +488,7 @@ impl Page<'_> {
         line(&mut out, &latency_row("good ones, beside slow ones", slow.beside.latency));
         out.push_str(
             "\nWhat became of the slow ones while they were watched; those that were not closed \
-             stayed within the gateway's limits of time.\n\n\
+             had more time than they were watched for: see the gateway's limits.\n\n\
              | kind | started | closed by the gateway | after, median s |\n",
         );
         out.push_str("|---|---:|---:|---:|\n");
@@ -684,7 +686,9 @@ fn series_table(all: &[Series]) -> String {
             );
         }
     }
-    out.push_str("\n† The generator's core was busy as well: the throughput may be its own.\n\n");
+    out.push_str(
+        "\n† The server was not busy all the time: the throughput is the generator's.\n\n",
+    );
     out
 }
 

@@ -123,7 +123,7 @@ fn cpu(series: &Series) -> Bar {
 fn throughput_panels(results: &Results) -> Vec<Panel> {
     let panel = |(mode, title): (&str, &str)| Panel {
         title: title.to_owned(),
-        unit: "per second on one core († = the generator's core was busy too)",
+        unit: "per second on one core († = the server was not busy all the time)",
         bars: SYSTEMS
             .iter()
             .filter_map(|name| results.series(mode, "x25519", name))

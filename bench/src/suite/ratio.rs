@@ -244,8 +244,8 @@ const PAIR_WITHIN_S: i64 = 300;
 const RESUMED_SHARE_MIN: f64 = 0.95;
 const FULL_SHARE_MAX: f64 = 0.01;
 /// Each measurement aims at a second, or half of it when quick; less than this is too little.
-const CPU_SECONDS_MIN: f64 = 0.7;
-const CPU_SECONDS_MIN_QUICK: f64 = 0.35;
+const CPU_SECONDS_MIN: f64 = 0.3;
+const CPU_SECONDS_MIN_QUICK: f64 = 0.15;
 /// Figures in the file are rounded to five digits.
 const TOLD_WITHIN: f64 = 0.002;
 

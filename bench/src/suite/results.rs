@@ -323,10 +323,11 @@ impl Series {
         Some(Self { mode, group, http, system, rounds, median, min, max })
     }
 
-    /// Whether the generator's core was the limit of the throughput.
+    /// Whether the server had time left, so that the throughput is the generator's.
     pub(crate) fn generator_bound(&self) -> bool {
-        let busy: Vec<f64> = self.rounds.iter().map(|round| round.generator_busy).collect();
-        median(&busy).is_some_and(|busy| busy >= GENERATOR_BOUND_FROM)
+        let busy = |round: &Round| round.cpu_seconds / round.seconds.max(f64::MIN_POSITIVE);
+        let busy: Vec<f64> = self.rounds.iter().map(busy).collect();
+        median(&busy).is_some_and(|busy| busy < SERVER_BUSY_FROM)
     }
 }
 
@@ -373,8 +374,8 @@ pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.4e}").parse().unwrap_or(value)
 }
 
-/// From here on the throughput may be the generator's own.
-const GENERATOR_BOUND_FROM: f64 = 0.95;
+/// Below this share of its core the throughput may be the generator's own.
+const SERVER_BUSY_FROM: f64 = 0.95;
 
 #[cfg(test)]
 pub(crate) mod tests {

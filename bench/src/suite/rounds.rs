@@ -101,6 +101,11 @@ fn one_round(session: &mut Session, round: usize, measured: &mut Vec<(Mode, Syst
             Err(error) => session.fail(&format!("side by side, {}", system.as_str()), &error),
         }
     }
+    for (system, running) in &up {
+        if let Err(error) = warm(session, round, running) {
+            session.fail(&format!("side by side, warming up {}", system.as_str()), &error);
+        }
+    }
     for mode in &MODES {
         for (system, running) in &up {
             if !mode.systems.contains(system) || stopped() {
@@ -129,6 +134,19 @@ fn one_round(session: &mut Session, round: usize, measured: &mut Vec<(Mode, Syst
     }
 }
 
+/// Work that is not counted, by terminals that no mode of this round takes: whatever a process does
+/// only for its first clients is no cost of the mode that happens to be measured first.
+fn warm(session: &mut Session, round: usize, running: &Running) -> anyhow::Result<()> {
+    let part_terminals = session.terminals / rounds(session.quick);
+    let from = (round + 1) * part_terminals - WARM_TERMINALS;
+    let mut args = words(&["--mode", "returning", "--group", "x25519", "--threads", "1"]);
+    args.extend(words(&["--connections", CONNECTIONS, "--requests", WARM_REQUESTS]));
+    args.extend(words(&["--certs-from", &from.to_string()]));
+    args.extend(words(&["--certs-count", &WARM_TERMINALS.to_string()]));
+    let _: RunAnswer = session.load("run", &running.url, &args, ONE_WITHIN)?;
+    Ok(())
+}
+
 fn one(
     session: &mut Session,
     round: usize,
@@ -149,8 +167,11 @@ fn one(
     } else {
         args.extend(words(&["--connections", CONNECTIONS]));
     }
-    let started_at = now();
+    let (started_at, lost) = (now(), running.feeds_lost());
     let answer: RunAnswer = session.load("run", &running.url, &args, ONE_WITHIN)?;
+    if running.feeds_lost() > lost {
+        anyhow::bail!("the gateway lost a feed of facts meanwhile and took a snapshot anew");
+    }
     let done = figures(session, round, started_at, &answer)?;
     session.say(&format!(
         "round {}/{all} {:<9} {:<6} HTTP/{} {:<17} {:>7.1} µs CPU {:>7.0}/s{}",
@@ -268,6 +289,8 @@ const MODES: [Mode; 7] = [
     },
 ];
 
+const WARM_TERMINALS: usize = 64;
+const WARM_REQUESTS: &str = "400";
 const RETURNING_TERMINALS: usize = 500;
 const KEPT_TERMINALS: usize = 32;
 const CONNECTIONS: &str = "32";
@@ -286,6 +309,8 @@ mod tests {
             let mut seen: Vec<Share> = Vec::new();
             for mode in &MODES {
                 let share = mode.share(System::Async, round, quick, 20_000);
+                let warm = (round + 1) * (20_000 / rounds(quick)) - WARM_TERMINALS;
+                assert!(share.from + share.count <= warm || share.from > warm, "{share:?}");
                 let overlaps = |other: &Share| {
                     share.from < other.from + other.count && other.from < share.from + share.count
                 };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use tempfile::TempDir;
 
+use crate::lab::systems::peer;
 use crate::lab::{Lab, Scale};
 
 /// nginx as it runs; ended when this is dropped.
@@ -53,7 +54,7 @@ impl Server {
         // A master that is root would give its worker to a user who may not enter our folder.
         let user = if rustix::process::geteuid().is_root() { "user root;" } else { "" };
         let master = Command::new("taskset")
-            .args(["--cpu-list", &server_cpu.to_string(), "nginx", "-g", user, "-p"])
+            .args(["--cpu-list", &server_cpu.to_string(), &peer("nginx"), "-g", user, "-p"])
             .arg(&run)
             .arg("-c")
             .arg(run.join("nginx.conf"))
