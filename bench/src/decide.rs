@@ -323,6 +323,7 @@ impl<'a> Bench<'a> {
                 operation: &operation,
                 now: NOW,
                 feeds: FeedState::fresh(),
+                circumstances: policies::overlay::Circumstances::default(),
             };
             let started = Instant::now();
             let decision = std::hint::black_box(decide(&self.matrix, self.facts, &query));

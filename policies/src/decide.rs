@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  certificate · feeds · office · staff ── base gates ──┐
+//!  overlays (hours, addresses, pauses …) ── base gates ─┤
 //!  matrix cell or party rule ── ways ── needs, job ─────┴─► every way closed → Deny(all reasons)
 //!                                                           one way open     → Allow(Grant)
 //! ```
@@ -18,12 +19,13 @@ use crate::identity::{
 };
 use crate::matrix::{Matrix, PartyRule, Rule, Standing, Who};
 use crate::operations::{Action, Operation, Subject};
+use crate::overlay::{self, Circumstances, Narrowed};
 use crate::reason::{Reason, ReasonSet};
 
 mod explain;
 mod grant;
 
-pub use explain::{Change, Explanation, Gate, Way, explain};
+pub use explain::{Change, Explanation, Gate, Way, closing_overlays, explain};
 pub use grant::{Grant, GrantedKind, Needs};
 
 /// For how long a silent feed may still be decided from, in milliseconds since its last
@@ -91,6 +93,8 @@ pub struct Query<'a> {
     pub now: u64,
     /// How old the facts are.
     pub feeds: FeedState,
+    /// What only an operator's overlays look at.
+    pub circumstances: Circumstances,
 }
 
 /// Yes or no.
@@ -131,6 +135,7 @@ pub fn decide(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Decision {
         true => Err(ReasonSet::EMPTY),
         false => operation_gates(&context),
     };
+    let outcome = outcome.and_then(|grant| context.without_paused_types(grant));
     match outcome {
         Ok(grant) if base.is_empty() => Decision::Allow(grant),
         Ok(_) => Decision::Deny(Denial { reasons: base }),
@@ -144,16 +149,26 @@ pub fn visible(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> DocumentSet
     let context = Context::new(matrix, facts, query);
     let about_person = query.operation.insured.is_some() && context.subject_gate().is_none();
     if about_person && base_gates(&context).is_empty() {
-        context.view_grant(DocumentKind::ALL).documents()
+        context.unpaused().view_grant(DocumentKind::ALL).documents()
     } else {
         DocumentSet::EMPTY
     }
 }
 
-/// The certificate, the feeds, the office and the member of staff.
+/// The ceiling of reads in an hour that the operator's overlays set for this request, if it counts
+/// as a read. Whoever enforces it counts the reads and says them in [`Query::circumstances`].
+pub fn reads_per_hour_max(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Option<u32> {
+    if matrix.overlays().is_empty() {
+        return None;
+    }
+    let request = Context::new(matrix, facts, query).overlay_request()?;
+    matrix.overlays().reads_per_hour_max(&request)
+}
+
+/// The certificate, the feeds, the office, the member of staff and the operator's overlays.
 fn base_gates(context: &Context<'_>) -> ReasonSet {
     let Context { facts, query, .. } = context;
-    let mut reasons = ReasonSet::EMPTY;
+    let mut reasons = context.narrowed.reasons;
     let mut close = |closed: bool, reason| {
         if closed {
             reasons.insert(reason);
@@ -213,11 +228,15 @@ fn operation_gates(context: &Context<'_>) -> Result<Grant, ReasonSet> {
 }
 
 /// Everything that the gates of one query look at.
+#[derive(Clone, Copy)]
 struct Context<'a> {
     matrix: &'a Matrix,
     facts: &'a Facts,
     query: &'a Query<'a>,
     office: Option<&'a Office>,
+    narrowed: Narrowed,
+    /// Whether service types that an overlay pauses count for nothing.
+    leaves_out_paused_types: bool,
 }
 
 /// A rule that could say yes, and the standing it would do so for.
@@ -231,7 +250,47 @@ struct Candidate<'a> {
 impl<'a> Context<'a> {
     fn new(matrix: &'a Matrix, facts: &'a Facts, query: &'a Query<'a>) -> Self {
         let office = query.principal.office().and_then(|number| facts.office(number));
-        Self { matrix, facts, query, office }
+        let narrowed = Narrowed::default();
+        let whole = Self { matrix, facts, query, office, narrowed, leaves_out_paused_types: false };
+        let request = (!matrix.overlays().is_empty()).then(|| whole.overlay_request()).flatten();
+        match request {
+            Some(request) => Self { narrowed: matrix.overlays().gate(&request), ..whole },
+            None => whole,
+        }
+    }
+
+    /// The request as overlays see it; they are about offices only.
+    fn overlay_request(&self) -> Option<overlay::Request<'a>> {
+        let operation = self.query.operation;
+        Some(overlay::Request {
+            office: self.query.principal.office()?,
+            service_types: self.office.map_or(&[], |office| office.service_types.as_slice()),
+            insurer: self.insurer(),
+            action: operation.action,
+            document: operation.document,
+            now: self.query.now,
+            circumstances: self.query.circumstances,
+        })
+    }
+
+    /// The same, with paused service types counting for nothing.
+    fn unpaused(&self) -> Self {
+        Self { leaves_out_paused_types: self.narrowed.has_paused_types, ..*self }
+    }
+
+    /// What is left of a grant when paused service types count for nothing: a rule must open with
+    /// and without them, so that a pause never makes an office something else that may see more.
+    fn without_paused_types(&self, grant: Grant) -> Result<Grant, ReasonSet> {
+        if !self.narrowed.has_paused_types {
+            return Ok(grant);
+        }
+        operation_gates(&self.unpaused()).map_err(|_| Reason::Paused.into())
+    }
+
+    /// Whether a service type of the office counts.
+    fn counts(&self, code: ServiceType) -> bool {
+        let request = self.leaves_out_paused_types.then(|| self.overlay_request()).flatten();
+        !request.is_some_and(|request| self.matrix.overlays().pauses(&request, code))
     }
 
     /// The operation names what it is about, and a kind that is held.
@@ -264,7 +323,8 @@ impl<'a> Context<'a> {
     /// Every open kind of `documents`, with the ways that open it.
     fn view_grant(&self, documents: &[DocumentKind]) -> Grant {
         let mut grant = Grant::default();
-        for document in documents {
+        let paused = self.narrowed.paused_documents;
+        for document in documents.iter().filter(|document| !paused.contains(**document)) {
             for way in self.view_ways(*document) {
                 if self.missing(&way).is_empty() {
                     grant.open(*document, way.rule);
@@ -292,24 +352,38 @@ impl<'a> Context<'a> {
     fn party_ways(&self) -> impl Iterator<Item = Candidate<'a>> {
         let Operation { action, document, .. } = self.query.operation;
         let document = *document;
-        let (principal, office) = (self.query.principal, self.office);
+        let context = *self;
         self.matrix
             .party_rules(*action, document)
-            .filter(move |rule| names(rule, principal, office))
+            .filter(move |rule| context.is_for(rule))
             .map(move |rule| Candidate { standing: None, document, rule: &rule.rule })
     }
 
     /// Every capacity in which the principal reads.
     fn standings(&self) -> impl Iterator<Item = Standing> + use<'a> {
-        let (matrix, principal, office) = (self.matrix, self.query.principal, self.office);
+        let (context, principal) = (*self, self.query.principal);
         Standing::ALL.iter().copied().filter(move |standing| match principal {
-            Identity::Office { .. } => {
-                office.is_some_and(|office| stands(matrix, office, *standing))
-            }
+            Identity::Office { .. } => context.stands(*standing),
             Identity::Municipality { .. } => *standing == Standing::OwnInsurer,
             Identity::System { name: SystemName::Portal, .. } => *standing == Standing::Person,
             Identity::System { .. } | Identity::Operator { .. } => false,
         })
+    }
+
+    /// Whether the office's record gives it a standing.
+    fn stands(&self, standing: Standing) -> bool {
+        let with = |office| stands(self.matrix, office, standing, |_| true);
+        let without = |office| stands(self.matrix, office, standing, |code| self.counts(code));
+        self.office.is_some_and(|office| {
+            with(office) && (!self.leaves_out_paused_types || without(office))
+        })
+    }
+
+    /// Whether a submission or resource rule is for this principal.
+    fn is_for(&self, rule: &PartyRule) -> bool {
+        let with = names(rule, self.query.principal, self.office, |_| true);
+        let without = || names(rule, self.query.principal, self.office, |code| self.counts(code));
+        with && (!self.leaves_out_paused_types || without())
     }
 
     /// Everything that is missing for one way.
@@ -433,16 +507,21 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Whether the office's record gives it a standing.
-fn stands(matrix: &Matrix, office: &Office, standing: Standing) -> bool {
+/// Whether those service types of the office that count give it a standing.
+fn stands(
+    matrix: &Matrix,
+    office: &Office,
+    standing: Standing,
+    counts: impl Fn(ServiceType) -> bool,
+) -> bool {
     let types = matrix.service_types();
-    let holds =
-        |codes: &[ServiceType]| office.service_types.iter().any(|code| codes.contains(code));
+    let own = || office.service_types.iter().filter(|code| counts(**code));
+    let holds = |codes: &[ServiceType]| own().any(|code| codes.contains(code));
     let home_support = holds(&types.home_support);
     let support = |code: &ServiceType| {
         types.home_support.contains(code) || types.home_support_when_planning.contains(code)
     };
-    let gives_care = office.service_types.iter().any(|code| !support(code));
+    let gives_care = own().any(|code| !support(code));
     let care = gives_care && !office.medical;
     match standing {
         Standing::HomeSupport => home_support,
@@ -459,8 +538,13 @@ fn stands(matrix: &Matrix, office: &Office, standing: Standing) -> bool {
     }
 }
 
-/// Whether a submission or resource rule is for this principal.
-fn names(rule: &PartyRule, principal: &Identity, office: Option<&Office>) -> bool {
+/// Whether a submission or resource rule is for this principal, by those service types that count.
+fn names(
+    rule: &PartyRule,
+    principal: &Identity,
+    office: Option<&Office>,
+    counts: impl Fn(ServiceType) -> bool,
+) -> bool {
     match (rule.who, principal) {
         (Who::Portal, Identity::System { name, .. }) => *name == SystemName::Portal,
         (Who::CarePlanExchange, Identity::System { name, .. }) => {
@@ -474,8 +558,9 @@ fn names(rule: &PartyRule, principal: &Identity, office: Option<&Office>) -> boo
         }
         (Who::Office, Identity::Office { .. }) => {
             let wanted = &rule.service_types;
-            let holds =
-                |office: &Office| office.service_types.iter().any(|code| wanted.contains(code));
+            let holds = |office: &Office| {
+                office.service_types.iter().any(|code| wanted.contains(code) && counts(*code))
+            };
             wanted.is_empty() || office.is_some_and(holds)
         }
         (_, _) => false,

@@ -6,10 +6,14 @@
 //!  method + path ──► operations ─┤
 //!  feed lines ──► feed ──► facts ─┼──► decide ──► Allow(Grant) ──► permit (sealed for the hub)
 //!  sharing-matrix.toml ──► matrix ┘          └──► Deny(Denial with every reason)
+//!  overlays/*.toml ──► overlay ─┘
 //! ```
 //!
+//! `bundle` makes a [`matrix::Matrix`] with its overlays from an operator's policy folder.
+//!
 //! Invariants:
-//! - nothing here does I/O, reads a clock or spawns a task: time and bytes come in as arguments;
+//! - nothing here does I/O, reads a clock or spawns a task: time and bytes come in as arguments
+//!   (but for `bundle::folder`, which reads a policy folder for the programs that load one);
 //! - what is not written in the data files is denied;
 //! - this crate holds the only parser of identities and SAN URIs in the workspace.
 
@@ -17,8 +21,11 @@ pub mod identity;
 pub mod document;
 pub mod operations;
 pub mod matrix;
+pub mod problem;
+pub mod overlay;
 pub mod feed;
 pub mod facts;
 pub mod reason;
 pub mod decide;
 pub mod permit;
+pub mod bundle;

@@ -24,6 +24,7 @@ use crate::decide::Needs;
 use crate::document::DocumentKind;
 use crate::identity::{Job, ServiceType, named};
 use crate::operations::Action;
+use crate::overlay::Overlays;
 
 mod compile;
 mod floors;
@@ -274,6 +275,7 @@ pub struct Matrix {
     rows: Vec<Row>,
     cells: Vec<Vec<Cell>>,
     party_rules: Vec<PartyRule>,
+    overlays: Overlays,
 }
 
 impl Matrix {
@@ -302,12 +304,24 @@ impl Matrix {
         if compiler.problems.is_empty() { Ok(matrix) } else { Err(Error(compiler.problems)) }
     }
 
+    /// The same matrix, narrowed by an operator's overlays; `version` names both in every record.
+    #[must_use]
+    pub fn narrowed_by(self, overlays: Overlays, version: String) -> Self {
+        Self { overlays, version, ..self }
+    }
+
+    /// What an operator takes away; nothing for a matrix by itself.
+    pub fn overlays(&self) -> &Overlays {
+        &self.overlays
+    }
+
     /// The profile that was compiled.
     pub fn profile(&self) -> Profile {
         self.profile
     }
 
-    /// Hex SHA-256 of the data text and the profile: stands in every decision record.
+    /// Hex SHA-256 of the data text and the profile, or of the whole policy folder: stands in every
+    /// decision record.
     pub fn version(&self) -> &str {
         &self.version
     }
@@ -326,6 +340,11 @@ impl Matrix {
     pub fn cell(&self, document: DocumentKind, standing: Standing) -> &Cell {
         // INVARIANT: `compile` fills one cell per document and standing.
         &self.cells[document as usize][standing as usize]
+    }
+
+    /// Every rule of a submission or of another resource, in the order of the file.
+    pub fn every_party_rule(&self) -> impl Iterator<Item = &PartyRule> {
+        self.party_rules.iter()
     }
 
     /// The rules for an action (and kind of document, for a submission), in the order of the file.

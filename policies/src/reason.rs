@@ -38,8 +38,16 @@ named! {
         StaffSessionEnded = "staff_session_ended",
         /// Too many requests.
         RateLimited = "rate_limited",
+        /// The office read as much in this hour as an operator's policy allows.
+        BulkCeiling = "bulk_ceiling",
         /// Outside the hours that an operator's policy sets.
         OutOfHours = "out_of_hours",
+        /// From an address that an operator's policy does not name.
+        AddressNotAllowed = "address_not_allowed",
+        /// An operator's policy pauses this for now.
+        Paused = "paused",
+        /// The municipality shares with the offices of its pilot only.
+        NotInPilot = "not_in_pilot",
         /// The hub does not hold this kind of document.
         NotHeld = "not_held",
         /// The sharing matrix never opens this to the principal.
@@ -93,6 +101,19 @@ pub enum Fixer {
     Nobody,
 }
 
+impl Fixer {
+    /// Whom to ask, in Japanese and English.
+    pub const fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Office => ("事業所", "the office itself"),
+            Self::Person => ("利用者ご本人", "the person"),
+            Self::Municipality => ("市区町村", "the person's municipality"),
+            Self::Operator => ("運用者", "the network operator"),
+            Self::Nobody => ("どなたにも変更できません", "nobody: the rules do not allow it"),
+        }
+    }
+}
+
 impl Reason {
     /// The HTTP status that the gateway answers with.
     pub const fn status(self) -> u16 {
@@ -104,7 +125,7 @@ impl Reason {
             | Self::StaffTokenExpired
             | Self::StaffTokenOtherTerminal
             | Self::StaffSessionEnded => 401,
-            Self::RateLimited => 429,
+            Self::RateLimited | Self::BulkCeiling => 429,
             Self::FactsStale | Self::AuditUnavailable | Self::UpstreamUnavailable => 503,
             Self::CertificateKindRefused
             | Self::CertificateRevoked
@@ -112,6 +133,9 @@ impl Reason {
             | Self::OfficeUnknown
             | Self::OfficeSuspended
             | Self::OutOfHours
+            | Self::AddressNotAllowed
+            | Self::Paused
+            | Self::NotInPilot
             | Self::NotShared
             | Self::WrongJob
             | Self::NotOwnInsurer
@@ -130,6 +154,7 @@ impl Reason {
     }
 
     /// One polite sentence in Japanese: what is missing and what to do.
+    #[expect(clippy::too_many_lines, reason = "a table: one text for each reason")]
     pub const fn ja(self) -> &'static str {
         match self {
             Self::CertificateKindRefused => {
@@ -168,7 +193,19 @@ impl Reason {
                 "このログインは終了しています。もう一度ログインしてください。"
             }
             Self::RateLimited => "要求の回数が多すぎます。しばらくしてから再度お試しください。",
-            Self::OutOfHours => "利用できる時間帯ではありません。",
+            Self::BulkCeiling => {
+                "1時間あたりの閲覧件数の上限に達しました。次の時間帯に再度お試しください。上限の変更は運用者にご相談ください。"
+            }
+            Self::OutOfHours => {
+                "利用できる時間帯ではありません。時間帯の変更は運用者にご相談ください。"
+            }
+            Self::AddressNotAllowed => {
+                "この接続元からは利用できません。接続元の追加は運用者にご依頼ください。"
+            }
+            Self::Paused => "この利用は一時停止中です。再開の予定は運用者にお問い合わせください。",
+            Self::NotInPilot => {
+                "この方の市区町村では、先行実施に参加する事業所のみ利用できます。市区町村にお問い合わせください。"
+            }
             Self::NotHeld => "この書類は介護情報基盤では取り扱っていません。",
             Self::NotShared => "この書類は、貴事業所には共有されない書類です。",
             Self::WrongJob => "この書類は、定められた職種の職員のみ閲覧できます。",
@@ -220,7 +257,17 @@ impl Reason {
             Self::StaffTokenOtherTerminal => "the staff token belongs to another terminal",
             Self::StaffSessionEnded => "the staff session has ended; log in again",
             Self::RateLimited => "too many requests; try again later",
-            Self::OutOfHours => "outside the permitted hours",
+            Self::BulkCeiling => {
+                "as many reads as allowed in this hour; try again in the next, or ask the operator"
+            }
+            Self::OutOfHours => "outside the permitted hours; ask the operator to change them",
+            Self::AddressNotAllowed => {
+                "not from this address; ask the operator to add where you connect from"
+            }
+            Self::Paused => "this is paused for now; ask the operator when it goes on",
+            Self::NotInPilot => {
+                "the person's municipality shares with the offices of its pilot only; ask it"
+            }
             Self::NotHeld => "this kind of document is not held here",
             Self::NotShared => "this document is not shared with this party",
             Self::WrongJob => "only staff with the required job may do this",
@@ -253,7 +300,10 @@ impl Reason {
             | Self::OfficeUnknown
             | Self::OfficeSuspended
             | Self::FactsStale
+            | Self::BulkCeiling
             | Self::OutOfHours
+            | Self::AddressNotAllowed
+            | Self::Paused
             | Self::AuditUnavailable
             | Self::UpstreamUnavailable => Fixer::Operator,
             Self::CertificateExpired
@@ -271,7 +321,7 @@ impl Reason {
             | Self::NotPlanningOffice
             | Self::DocumentState => Fixer::Office,
             Self::ConsentRequired | Self::ConsentWithdrawn | Self::ConsentExpired => Fixer::Person,
-            Self::NotLive | Self::OpinionRequestMissing => Fixer::Municipality,
+            Self::NotInPilot | Self::NotLive | Self::OpinionRequestMissing => Fixer::Municipality,
             Self::NotHeld
             | Self::NotShared
             | Self::NotOwnInsurer
@@ -280,8 +330,9 @@ impl Reason {
         }
     }
 
-    /// Whether this reason is about certificate, office or staff, and nobody else. While one of
-    /// these stands, nothing that depends on a person is told.
+    /// Whether this reason is about certificate, office or staff, or about when, from where and how
+    /// often they ask, and nobody else. While one of these stands, nothing that depends on a person
+    /// is told.
     pub const fn is_about_principal(self) -> bool {
         matches!(
             self,
@@ -295,6 +346,9 @@ impl Reason {
                 | Self::StaffTokenExpired
                 | Self::StaffTokenOtherTerminal
                 | Self::StaffSessionEnded
+                | Self::BulkCeiling
+                | Self::OutOfHours
+                | Self::AddressNotAllowed
         )
     }
 

@@ -78,6 +78,7 @@ impl Request {
             operation: &self.operation,
             now: NOW,
             feeds: self.feeds,
+            circumstances: policies::overlay::Circumstances::default(),
         }
     }
 

@@ -98,6 +98,7 @@ impl Decisions {
                 operation: if allow { &asked.permitted } else { &asked.refused },
                 now: NOW,
                 feeds: FeedState::fresh(),
+                circumstances: policies::overlay::Circumstances::default(),
             };
             let mut decided = None;
             counted_by_callgrind(&mut || {

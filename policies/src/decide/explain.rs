@@ -8,13 +8,17 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Candidate, Context, Decision, Needs, Query, base_gates, decide, distance};
+use super::{
+    Candidate, Context, Decision, Grant, Needs, Query, base_gates, decide, distance,
+    operation_gates,
+};
 use crate::document::{DocumentKind, DocumentSet};
 use crate::facts::{ConsentState, Facts, RegistrationState};
 use crate::feed::Source;
 use crate::identity::{Identity, InsuredKey, Job, Staff};
 use crate::matrix::{Matrix, Profile, Rule};
 use crate::operations::Action;
+use crate::overlay;
 use crate::reason::{Fixer, Reason, ReasonSet};
 
 /// A decision with everything that led to it.
@@ -132,6 +136,14 @@ pub fn explain(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Explanation
     }
 }
 
+/// The names of the overlays that close a request, each for itself.
+pub fn closing_overlays(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Vec<String> {
+    let context = Context::new(matrix, facts, query);
+    let Some(request) = context.overlay_request() else { return Vec::new() };
+    let closes = |overlay: &&overlay::Overlay| context.overlay_closes(overlay, &request).is_some();
+    matrix.overlays().applying(&request).filter(closes).map(|it| it.name.clone()).collect()
+}
+
 impl Context<'_> {
     fn explain_base(&self) -> Vec<Gate> {
         let query = self.query;
@@ -156,11 +168,50 @@ impl Context<'_> {
                 [Reason::StaffTokenMissing, Reason::StaffTokenInvalid, Reason::StaffSessionEnded];
             gates.push(gate("staff", &staff, staff_fact(query.staff)));
         }
+        gates.extend(self.explain_overlays());
         if let Some(reason) = self.subject_gate() {
             let fact = reason.en().to_owned();
             gates.push(Gate { gate: "operation", open: false, reason: Some(reason), fact });
         }
         gates
+    }
+
+    /// One gate for each overlay that applies, with what it asks for and what was found.
+    fn explain_overlays(&self) -> Vec<Gate> {
+        let Some(request) = self.overlay_request() else { return Vec::new() };
+        let found = self.query.circumstances;
+        let address = found.address.map_or("an unknown address".to_owned(), |it| it.to_string());
+        let moment = overlay::hours::Moment::at(request.now);
+        let reads = found.reads_this_hour;
+        let gate = |overlay: &overlay::Overlay| {
+            let reason = self.overlay_closes(overlay, &request);
+            let fact = format!(
+                "{}: {}  [{}]; asked {moment} from {address}, {reads} reads before in this hour",
+                overlay.name,
+                overlay.describe(),
+                overlay.source
+            );
+            Gate { gate: "overlay", open: reason.is_none(), reason, fact }
+        };
+        self.matrix.overlays().applying(&request).map(gate).collect()
+    }
+
+    /// Why an overlay that applies closes the request, if it does.
+    fn overlay_closes(
+        &self,
+        overlay: &overlay::Overlay,
+        request: &overlay::Request<'_>,
+    ) -> Option<Reason> {
+        if overlay::protects_people(request.action) {
+            return None;
+        }
+        let types = &overlay.paused_service_types;
+        let mut own = request.service_types.iter();
+        let pauses_type = own.any(|code| types.contains(code))
+            && operation_gates(self).is_ok()
+            && self.without_paused_types(Grant::default()).is_err();
+        let reason = overlay.closed(request).iter().next();
+        reason.or(pauses_type.then_some(Reason::Paused))
     }
 
     fn feed_fact(&self) -> String {
@@ -218,7 +269,7 @@ impl Context<'_> {
         let rules = self.matrix.party_rules(operation.action, operation.document);
         let ways = rules.map(|rule| {
             let found = Candidate { standing: None, document: rule.document, rule: &rule.rule };
-            let is_for = super::names(rule, self.query.principal, self.office);
+            let is_for = self.is_for(rule);
             let fact = format!(
                 "the rule is {} {}",
                 if is_for { "for" } else { "not for" },
@@ -382,7 +433,12 @@ impl fmt::Display for Explanation {
             way.gates.iter().try_for_each(|gate| write_gate(f, "      ", gate))?;
         }
         for change in &self.changes {
-            writeln!(f, "  to allow: {} ({})", change.message, change.message_ja)?;
+            let (by_ja, by) = change.by.words();
+            writeln!(
+                f,
+                "  to allow: {} ({}); ask {by} ({by_ja})",
+                change.message, change.message_ja
+            )?;
         }
         Ok(())
     }

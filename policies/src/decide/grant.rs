@@ -50,6 +50,11 @@ impl Needs {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, need)| *need)
     }
 
+    /// Every set of needs there is.
+    pub fn every_set() -> impl Iterator<Item = Self> {
+        (0..1 << Self::NAMES.len()).map(Self)
+    }
+
     /// The names of the needs, in gate order.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         Self::NAMES.iter().filter(move |(_, need)| self.contains(*need)).map(|(name, _)| *name)

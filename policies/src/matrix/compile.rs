@@ -16,6 +16,7 @@ use crate::decide::Needs;
 use crate::document::DocumentKind;
 use crate::identity::{Job, ServiceType};
 use crate::operations::Action;
+use crate::overlay::Overlays;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -152,7 +153,8 @@ impl Compiler {
         party_rules.extend(self.resources(&raw.resource));
         self.check_party_rules(&party_rules, raw);
         let footnotes = raw.footnotes.clone();
-        Matrix { profile, version, service_types, footnotes, rows, cells, party_rules }
+        let overlays = Overlays::default();
+        Matrix { profile, version, service_types, footnotes, rows, cells, party_rules, overlays }
     }
 
     fn wrong(&mut self, text: &str) {

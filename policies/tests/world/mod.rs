@@ -10,6 +10,7 @@ use policies::feed::Fact;
 use policies::identity::{Identity, InsuredKey, Job, OfficeNumber, Serial, Staff};
 use policies::matrix::Matrix;
 use policies::operations::{Action, Operation, Operations, Subject as About};
+use policies::overlay::Circumstances;
 
 pub const NOW: u64 = 1_800_000_000;
 pub const OFFICE: &str = "1370000001";
@@ -216,6 +217,7 @@ pub fn query<'a>(
         operation,
         now: NOW,
         feeds: FeedState::fresh(),
+        circumstances: Circumstances::default(),
     }
 }
 
