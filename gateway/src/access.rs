@@ -4,18 +4,23 @@
 //! Invariants: a [`Permit`] has private fields, one constructor ([`Access::authorize`]) and no
 //! `Clone`; everything in it comes from verified values; a denial names every missing thing.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use policies::decide::{Decision, Query, decide};
+use policies::decide::{Decision, Query, decide, reads_per_hour_max};
+use policies::facts::Facts;
 use policies::identity::{Identity, Staff};
 use policies::matrix::Matrix;
 use policies::operations::{Action, Operation, Operations};
+use policies::overlay::Circumstances;
 use policies::permit::{LIFETIME_MS, PermitClaims, PermitKey};
 use policies::reason::{Reason, ReasonSet};
 
+use crate::bulk::{Counted, Reads};
 use crate::client_cert::{VerifiedClient, now};
 use crate::facts_feed::{LiveFacts, now_ms};
+use crate::policy::LivePolicy;
 use crate::session::StaffTokens;
 
 /// Leave to pass one request to the hub.
@@ -24,6 +29,8 @@ pub struct Permit {
     claims: PermitClaims,
     generation: u64,
     operation: Operation,
+    policy: Arc<Matrix>,
+    circumstances: Circumstances,
 }
 
 impl Permit {
@@ -35,6 +42,11 @@ impl Permit {
     /// What was asked for.
     pub fn operation(&self) -> &Operation {
         &self.operation
+    }
+
+    /// The policy that the permit was decided with.
+    pub fn policy(&self) -> &Matrix {
+        &self.policy
     }
 
     /// The generation of the facts that the permit was decided from.
@@ -52,12 +64,14 @@ pub struct Denied {
     pub operation: Option<Box<Operation>>,
     /// The member of staff, where the token verified.
     pub staff: Option<Staff>,
+    /// The policy that it was decided with, where it was.
+    pub policy: Option<Arc<Matrix>>,
 }
 
 impl Denied {
     /// A denial for one reason, before any operation is known.
     pub fn because(reason: Reason) -> Self {
-        Self { reasons: reason.into(), operation: None, staff: None }
+        Self { reasons: reason.into(), operation: None, staff: None, policy: None }
     }
 }
 
@@ -74,31 +88,30 @@ pub struct Asked<'r> {
     pub headers: &'r HeaderMap,
     /// The request id.
     pub request_id: &'r str,
+    /// Where it comes from.
+    pub address: IpAddr,
 }
 
 /// Decides requests from the facts in memory.
 pub struct Access {
-    matrix: Matrix,
+    policy: Arc<LivePolicy>,
     operations: Operations,
     facts: Arc<LiveFacts>,
     tokens: StaffTokens,
+    reads: Reads,
     permit_key: PermitKey,
 }
 
 impl Access {
     /// Puts the decision point together.
     pub fn new(
-        matrix: Matrix,
+        policy: Arc<LivePolicy>,
         operations: Operations,
         facts: Arc<LiveFacts>,
         permit_key: PermitKey,
     ) -> Self {
-        Self { matrix, operations, facts, tokens: StaffTokens::default(), permit_key }
-    }
-
-    /// The hash of the policy in force.
-    pub fn policy_version(&self) -> &str {
-        self.matrix.version()
+        let (tokens, reads) = (StaffTokens::default(), Reads::default());
+        Self { policy, operations, facts, tokens, reads, permit_key }
     }
 
     /// The sequences of the facts in force: cert-authority's and hub's.
@@ -126,7 +139,8 @@ impl Access {
             .resolve(asked.method, asked.path)
             .ok_or_else(|| Denied::because(Reason::NoSuchOperation))?;
         let (staff, mut reasons) = self.staff(client, &operation, asked.headers, &facts);
-        let query = Query {
+        let policy = Arc::clone(&self.policy.current());
+        let mut query = Query {
             principal: client.identity(),
             serial: client.serial(),
             not_after: client.not_after(),
@@ -134,17 +148,25 @@ impl Access {
             operation: &operation,
             now: now(),
             feeds: self.facts.feed_state(),
+            circumstances: Circumstances { address: Some(asked.address), reads_this_hour: 0 },
         };
-        match decide(&self.matrix, &facts, &query) {
+        let counted = self.count(&policy, &facts, &query);
+        query.circumstances.reads_this_hour = counted.as_ref().map_or(0, Counted::before);
+        let circumstances = query.circumstances;
+        let decision = decide(&policy, &facts, &query);
+        self.policy.compare(&facts, &query, &decision, asked.request_id);
+        match decision {
             Decision::Allow(grant) if reasons.is_empty() => {
+                counted.into_iter().for_each(Counted::keep);
                 let mut claims = self.claims(client, asked, &operation, staff);
                 claims.facts_ca_seq = facts.seq(policies::feed::Source::Ca);
                 claims.facts_hub_seq = facts.seq(policies::feed::Source::Hub);
                 claims.set_grant(&grant);
-                Ok(Permit { claims, generation, operation })
+                Ok(Permit { claims, generation, operation, policy, circumstances })
             }
             Decision::Allow(_) => {
-                Err(Denied { reasons, operation: Some(Box::new(operation)), staff })
+                let operation = Some(Box::new(operation));
+                Err(Denied { reasons, operation, staff, policy: Some(policy) })
             }
             Decision::Deny(denial) => {
                 // A token that does not count says more than that there is none.
@@ -152,18 +174,29 @@ impl Access {
                 let rest = denial.reasons;
                 let rest = if told { rest.without(Reason::StaffTokenMissing) } else { rest };
                 reasons = reasons.union(rest);
-                Err(Denied { reasons, operation: Some(Box::new(operation)), staff })
+                let operation = Some(Box::new(operation));
+                Err(Denied { reasons, operation, staff, policy: Some(policy) })
             }
         }
     }
 
-    /// Decides again from the facts of now, if they moved since `permit` was made. Called before
+    /// Counts a read that has a ceiling, under the policy in force or under the candidate.
+    fn count(&self, policy: &Matrix, facts: &Facts, query: &Query<'_>) -> Option<Counted<'_>> {
+        let office = query.principal.office()?;
+        let shadow = self.policy.shadow();
+        let limited = reads_per_hour_max(policy, facts, query).is_some()
+            || shadow.as_ref().is_some_and(|it| reads_per_hour_max(it, facts, query).is_some());
+        limited.then(|| self.reads.take(office, query.now))
+    }
+
+    /// Decides again from facts and policy of now, if they moved since `permit` was made. Called before
     /// the first byte of the response leaves.
     ///
     /// # Errors
     /// The reasons that closed in between.
     pub fn still_allowed(&self, client: &VerifiedClient, permit: &Permit) -> Result<(), ReasonSet> {
-        if self.facts.generation() == permit.generation {
+        let policy = self.policy.current();
+        if self.facts.generation() == permit.generation && Arc::ptr_eq(&policy, &permit.policy) {
             return Ok(());
         }
         let facts = self.facts.current();
@@ -181,8 +214,9 @@ impl Access {
             operation: &permit.operation,
             now: now(),
             feeds: self.facts.feed_state(),
+            circumstances: permit.circumstances,
         };
-        match decide(&self.matrix, &facts, &query) {
+        match decide(&policy, &facts, &query) {
             Decision::Allow(_) => Ok(()),
             Decision::Deny(denial) => Err(denial.reasons),
         }
@@ -203,7 +237,7 @@ impl Access {
         client: &VerifiedClient,
         operation: &Operation,
         headers: &HeaderMap,
-        facts: &policies::facts::Facts,
+        facts: &Facts,
     ) -> (Option<Staff>, ReasonSet) {
         let is_office = matches!(client.identity(), Identity::Office { .. });
         if !is_office || operation.action == Action::Login {

@@ -1,6 +1,6 @@
 //! Readiness and metrics for the operator, on loopback, read-only.
 //!
-//! Draining is asked for with SIGTERM; nothing on this listener changes anything.
+//! Draining is asked for with SIGTERM, reading the policy again with SIGHUP; nothing on this listener changes anything.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use crate::audit::Recorder;
 use crate::facts_feed::LiveFacts;
 use crate::metrics::Metrics;
+use crate::policy::LivePolicy;
 
 /// What the operator may look at.
 pub struct Admin {
@@ -23,6 +24,8 @@ pub struct Admin {
     pub facts: Arc<LiveFacts>,
     /// Whether records can be written.
     pub recorder: Arc<Recorder>,
+    /// The policy in force.
+    pub policy: Arc<LivePolicy>,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Turns `true` when the gateway drains.
@@ -38,6 +41,7 @@ pub async fn serve(socket: TcpListener, admin: Arc<Admin>) -> std::io::Result<()
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/readyz", get(ready))
+        .route("/policy", get(policy))
         .route("/livez", get(async || "alive\n"))
         .with_state(admin);
     axum::serve(socket, router)
@@ -54,6 +58,10 @@ async fn metrics(State(admin): State<Arc<Admin>>) -> String {
         ("sekisho_feed_ca_age_seconds", "Age of the cert-authority's facts", seconds(ca_age_ms)),
         ("sekisho_feed_hub_age_seconds", "Age of the hub's facts", seconds(hub_age_ms)),
     ])
+}
+
+async fn policy(State(admin): State<Arc<Admin>>) -> Json<Value> {
+    Json(admin.policy.status())
 }
 
 async fn ready(State(admin): State<Arc<Admin>>) -> impl IntoResponse {

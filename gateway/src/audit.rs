@@ -9,6 +9,7 @@
 //! pseudonym only.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use audit_log::{ALLOW, Actor, AuditLog, DENY, Event, Object, Pseudonym, Receipt};
 use policies::identity::{Identity, Staff};
@@ -19,12 +20,13 @@ use tokio::sync::watch;
 use crate::access::{Denied, Permit};
 use crate::client_cert::Refused;
 use crate::downstream::Connection;
+use crate::policy::LivePolicy;
 
 /// Writes the gateway's records.
 pub struct Recorder {
     log: AuditLog,
     pseudonym: Pseudonym,
-    policy: String,
+    policy: Arc<LivePolicy>,
 }
 
 /// A decision record on its way to disk.
@@ -77,8 +79,8 @@ impl Ending {
 }
 
 impl Recorder {
-    /// Records into `log` under the policy of hash `policy`.
-    pub fn new(log: AuditLog, pseudonym_key: &[u8; 32], policy: String) -> Self {
+    /// Records into `log`.
+    pub fn new(log: AuditLog, pseudonym_key: &[u8; 32], policy: Arc<LivePolicy>) -> Self {
         Self { log, pseudonym: Pseudonym::new(pseudonym_key), policy }
     }
 
@@ -109,7 +111,7 @@ impl Recorder {
             object: self.object(permit.operation()),
             decision: ALLOW.to_owned(),
             reasons: Vec::new(),
-            policy: self.policy.clone(),
+            policy: permit.policy().version().to_owned(),
             facts_ca_seq: claims.facts_ca_seq,
             facts_hub_seq: claims.facts_hub_seq,
             client_addr: connection.address().to_string(),
@@ -128,6 +130,9 @@ impl Recorder {
         facts_seq: (u64, u64),
     ) -> bool {
         let operation = denied.operation.as_deref();
+        // A denial that was not decided stands beside the policy in force.
+        let decided_with = denied.policy.clone();
+        let policy = decided_with.unwrap_or_else(|| Arc::clone(&self.policy.current()));
         let event = Event::Decision {
             request_id: request_id.to_owned(),
             actor: actor(connection, denied.staff.as_ref()),
@@ -135,7 +140,7 @@ impl Recorder {
             object: operation.map(|operation| self.object(operation)).unwrap_or_default(),
             decision: DENY.to_owned(),
             reasons: codes(denied.reasons),
-            policy: self.policy.clone(),
+            policy: policy.version().to_owned(),
             facts_ca_seq: facts_seq.0,
             facts_hub_seq: facts_seq.1,
             client_addr: connection.address().to_string(),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_log::{CheckpointKey, Durability};
+use policies::bundle::signature::Signer;
 use policies::matrix::Profile;
 use policies::permit::PermitKey;
 use rustls_pki_types::pem::PemObject;
@@ -40,6 +41,8 @@ pub struct RawConfig {
     permit_key: PathBuf,
     #[serde(default = "default_profile")]
     policy_profile: String,
+    #[serde(default)]
+    policy: RawPolicy,
     ready_file: PathBuf,
     #[serde(default)]
     demo: bool,
@@ -47,6 +50,21 @@ pub struct RawConfig {
     feeds: RawFeeds,
     #[serde(default)]
     limits: RawLimits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPolicy {
+    dir: Option<PathBuf>,
+    shadow_dir: Option<PathBuf>,
+    operators: Vec<RawOperator>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOperator {
+    name: String,
+    public_key: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -241,8 +259,8 @@ pub struct Config {
     pub hub_socket: PathBuf,
     /// The key that permits are sealed with.
     pub permit_key: PermitKey,
-    /// Which reading of the sharing matrix is in force.
-    pub profile: Profile,
+    /// Where the policy comes from, and which reading of the sharing matrix is in force.
+    pub policy: crate::policy::Source,
     /// Written when the gateway is ready.
     pub ready_file: PathBuf,
     /// Whether certificates of a demo CA are accepted.
@@ -296,14 +314,14 @@ impl Checker {
             self.keep("permit_key", key)
         });
         let audit = self.audit(raw.audit);
-        let profile = self.keep("policy_profile", raw.policy_profile.parse::<Profile>());
+        let policy = self.policy(&raw.policy_profile, raw.policy);
         self.check_feed("feeds.ca.public_key", &raw.feeds.ca.public_key);
         self.check_feed("feeds.hub.public_key", &raw.feeds.hub.public_key);
         let limits = self.limits(&raw.limits);
         if raw.id.is_empty() || raw.id.len() > 64 {
             self.problem("id", "must be 1 to 64 characters");
         }
-        match (listen, admin_listen, chain, key, trust_anchors, permit_key, audit, profile) {
+        match (listen, admin_listen, chain, key, trust_anchors, permit_key, audit, policy) {
             (
                 Some(listen),
                 Some(admin_listen),
@@ -312,7 +330,7 @@ impl Checker {
                 Some(trust_anchors),
                 Some(permit_key),
                 Some(audit),
-                Some(profile),
+                Some(policy),
             ) if self.problems.is_empty() => Ok(Config {
                 id: raw.id,
                 id_domain: raw.id_domain,
@@ -323,7 +341,7 @@ impl Checker {
                 trust_anchors,
                 hub_socket: raw.hub_socket,
                 permit_key,
-                profile,
+                policy,
                 ready_file: raw.ready_file,
                 demo: raw.demo,
                 audit,
@@ -406,6 +424,28 @@ impl Checker {
     fn private_file(&mut self, key: &str, path: &Path) -> Option<Vec<u8>> {
         let read = read_private(path);
         self.keep(key, read)
+    }
+
+    /// The policy's source. Its folder is read here too, so that a wrong policy is told with
+    /// everything else that is wrong, and by `--check-config`.
+    fn policy(&mut self, profile: &str, raw: RawPolicy) -> Option<crate::policy::Source> {
+        let profile = self.keep("policy_profile", profile.parse::<Profile>());
+        let mut signers: Vec<Signer> = Vec::new();
+        for operator in raw.operators {
+            let signer = Signer::new(&operator.name, &operator.public_key);
+            let Some(signer) = self.keep("policy.operators", signer) else { continue };
+            if signers.iter().any(|other| other.operator == signer.operator) {
+                let what = format!("operator `{}` is named twice", signer.operator);
+                self.problem("policy.operators", &what);
+            }
+            signers.push(signer);
+        }
+        let (dir, shadow_dir) = (raw.dir, raw.shadow_dir);
+        let source = crate::policy::Source { dir, shadow_dir, signers, profile: profile? };
+        if let Err(problems) = source.active(None) {
+            problems.iter().for_each(|it| self.problem("policy.dir", &it.to_string()));
+        }
+        Some(source)
     }
 
     fn audit(&mut self, raw: RawAudit) -> Option<Audit> {

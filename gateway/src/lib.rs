@@ -11,6 +11,8 @@
 //!  admin ◄─ facts_feed ─────────► access ◄─────────────────────────────────┘
 //!  ready,   signed facts          decide → Permit | Denied
 //!  metrics  → Facts                  │
+//!  policy ─► bundle or built-in      │
+//!  bulk   ─► reads in this hour      │
 //!                                    ├─► audit     decision record, on disk before the first byte
 //!                                    │     └─► audit_stream   the records, offered to the hub
 //!                                    └─► upstream  takes &Permit: cannot be reached without one
@@ -32,6 +34,8 @@ pub mod client_cert;
 pub mod downstream;
 pub mod framing;
 pub mod session;
+pub mod policy;
+pub mod bulk;
 pub mod access;
 pub mod audit;
 pub mod audit_stream;

@@ -14,6 +14,10 @@ pub struct Metrics {
     pub handshakes: IntCounterVec,
     /// `sekisho_connections_open`.
     pub connections_open: IntGauge,
+    /// `sekisho_policy_loads_total{policy, outcome}`: `active` or `shadow`, `loaded` or `refused`.
+    pub policy_loads: IntCounterVec,
+    /// `sekisho_policy_shadow_total{cell, difference}`: where a candidate decides otherwise.
+    pub shadow_differences: IntCounterVec,
     /// `sekisho_request_seconds{decision}`: from the request's header to the end of the response.
     pub request_seconds: HistogramVec,
 }
@@ -33,6 +37,17 @@ impl Metrics {
             Opts::new("sekisho_handshakes_total", "TLS handshakes by outcome"),
             &["outcome"],
         )?;
+        let policy_loads = IntCounterVec::new(
+            Opts::new("sekisho_policy_loads_total", "Policies read, by which and outcome"),
+            &["policy", "outcome"],
+        )?;
+        let shadow_differences = IntCounterVec::new(
+            Opts::new(
+                "sekisho_policy_shadow_total",
+                "Requests that the shadow policy decides otherwise",
+            ),
+            &["cell", "difference"],
+        )?;
         let connections_open =
             IntGauge::new("sekisho_connections_open", "Open downstream connections")?;
         let request_seconds = HistogramVec::new(
@@ -42,9 +57,33 @@ impl Metrics {
         )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(handshakes.clone()))?;
+        registry.register(Box::new(policy_loads.clone()))?;
+        registry.register(Box::new(shadow_differences.clone()))?;
         registry.register(Box::new(connections_open.clone()))?;
         registry.register(Box::new(request_seconds.clone()))?;
-        Ok(Self { registry, requests, handshakes, connections_open, request_seconds })
+        Ok(Self {
+            registry,
+            requests,
+            handshakes,
+            connections_open,
+            policy_loads,
+            shadow_differences,
+            request_seconds,
+        })
+    }
+
+    /// What the shadow policy decided otherwise: cell, difference, how often.
+    pub fn shadow_counts(&self) -> Vec<(String, String, u64)> {
+        let families = prometheus::core::Collector::collect(&self.shadow_differences);
+        let counted = families.iter().flat_map(|family| family.get_metric()).map(|metric| {
+            let label = |name: &str| {
+                let pair = metric.get_label().iter().find(|pair| pair.name() == name);
+                pair.map(|pair| pair.value().to_owned()).unwrap_or_default()
+            };
+            let count = metric.get_counter().get_value();
+            (label("cell"), label("difference"), count as u64)
+        });
+        counted.collect()
     }
 
     /// Takes in what the audit log counts about itself.

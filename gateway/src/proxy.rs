@@ -25,6 +25,8 @@ use policies::reason::{ErrorBody, Reason, ReasonSet};
 
 use crate::access::{Access, Asked, Denied, Permit};
 use crate::audit::{Ending, Recorded, Recorder, codes};
+use crate::bulk;
+use crate::client_cert;
 use crate::config::Limits;
 use crate::downstream::{Connection, connection_of};
 use crate::framing;
@@ -101,6 +103,7 @@ impl Gateway {
             target,
             headers: &request.headers,
             request_id,
+            address: connection.address().ip(),
         };
         let permit = self.access.authorize(connection.client(), asked)?;
         match self.recorder.allowed(connection, &permit) {
@@ -450,7 +453,10 @@ async fn respond(
     request_id: &str,
 ) -> Result<()> {
     let body = refusal_body(reasons, request_id);
-    let response = refusal_head(status, &body, request_id)?;
+    let mut response = refusal_head(status, &body, request_id)?;
+    if let Some(seconds) = retry_after_s(reasons) {
+        response.insert_header(http::header::RETRY_AFTER, seconds)?;
+    }
     let is_head = session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(response), is_head).await?;
     if is_head {
@@ -461,6 +467,17 @@ async fn respond(
 
 fn refusal_body(reasons: ReasonSet, request_id: &str) -> Bytes {
     Bytes::from(ErrorBody::new(reasons, request_id).to_json())
+}
+
+/// When a refusal for too much will be over, in seconds.
+fn retry_after_s(reasons: ReasonSet) -> Option<u64> {
+    if reasons.contains(Reason::RateLimited) {
+        Some(1)
+    } else if primary(reasons) == Reason::BulkCeiling {
+        Some(bulk::seconds_to_next_hour(client_cert::now()))
+    } else {
+        None
+    }
 }
 
 fn refusal_head(status: u16, body: &Bytes, request_id: &str) -> Result<ResponseHeader> {

@@ -11,8 +11,8 @@ use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, ProxyHttp, http_proxy};
 use policies::feed::Source;
-use policies::matrix::Matrix;
 use policies::operations::Operations;
+use policies::problem::Problem;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +30,7 @@ use crate::downstream::LiveConnections;
 use crate::facts_feed::{FeedTask, LiveFacts};
 use crate::listener::Listener;
 use crate::metrics::Metrics;
+use crate::policy::LivePolicy;
 use crate::proxy::Gateway;
 use crate::upstream::Hub;
 
@@ -59,9 +60,10 @@ pub async fn run_until(
     let facts = Arc::new(LiveFacts::default());
     let live = LiveConnections::new(metrics.clone());
     let tls = crate::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
-    let matrix = Matrix::builtin(config.profile).context("sharing matrix")?;
+    let policy = LivePolicy::start(config.policy.clone(), facts.clone(), metrics.clone());
+    let policy = Arc::new(policy.map_err(|problems| refused_policy(&problems))?);
     let operations = Operations::builtin().context("operations table")?;
-    let recorder = recorder(&config.audit, log, &matrix, &metrics)?;
+    let recorder = recorder(&config.audit, log, &policy, &metrics)?;
     let stream_socket = audit_stream::Socket::bind(&config.audit.stream_socket)?;
     let socket = bind("listen", config.listen).await?;
     let admin_socket = bind("admin_listen", config.admin_listen).await?;
@@ -70,17 +72,19 @@ pub async fn run_until(
     let admin = Arc::new(Admin {
         facts: facts.clone(),
         recorder: recorder.clone(),
+        policy: policy.clone(),
         metrics: metrics.clone(),
         shutdown: shutdown.clone(),
     });
     let admin_task = tokio::spawn(admin::serve(admin_socket, admin));
     spawn_feeds(&config, &facts, &live);
+    tokio::spawn(reload_on_hangup(policy.clone()));
     let mut ended = std::pin::pin!(ended);
     tokio::select! {
         () = first_snapshots(&facts) => {}
         () = &mut ended => return Ok(()),
     }
-    let access = Access::new(matrix, operations, facts.clone(), config.permit_key);
+    let access = Access::new(policy, operations, facts.clone(), config.permit_key);
     let hub = Hub::new(&config.hub_socket);
     let gateway =
         Gateway::new(access, recorder.clone(), hub, config.limits.clone(), metrics.clone());
@@ -124,12 +128,11 @@ pub async fn run_until(
 fn recorder(
     audit: &Audit,
     log: AuditLog,
-    matrix: &Matrix,
+    policy: &Arc<LivePolicy>,
     metrics: &Metrics,
 ) -> Result<Arc<Recorder>> {
     metrics.include(log.metrics()).context("metrics of the audit log")?;
-    let policy = matrix.version().to_owned();
-    Ok(Arc::new(Recorder::new(log, &audit.pseudonym_key, policy)))
+    Ok(Arc::new(Recorder::new(log, &audit.pseudonym_key, policy.clone())))
 }
 
 /// How the configuration wants the log to be kept.
@@ -146,6 +149,20 @@ pub fn log_options(audit: &Audit) -> Options {
 fn open_log(audit: &Audit) -> Result<AuditLog> {
     AuditLog::open(&audit.dir, log_options(audit))
         .with_context(|| format!("audit log `{}`", audit.dir.display()))
+}
+
+fn refused_policy(problems: &[Problem]) -> anyhow::Error {
+    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("policy refused: {}", lines.join("; "))
+}
+
+/// Reads the policy folders again at every SIGHUP.
+async fn reload_on_hangup(policy: Arc<LivePolicy>) {
+    let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
+    while hangup.recv().await.is_some() {
+        let policy = policy.clone();
+        let _ = tokio::task::spawn_blocking(move || policy.reload()).await;
+    }
 }
 
 async fn bind(key: &str, address: std::net::SocketAddr) -> Result<TcpListener> {

@@ -21,6 +21,7 @@ use gateway::downstream::{Connection, LiveConnections, connection_of};
 use gateway::facts_feed::LiveFacts;
 use gateway::listener::Listener;
 use gateway::metrics::Metrics;
+use gateway::policy::LivePolicy;
 use gateway::upstream::{Hub, remove_foreign_identity};
 use gateway::{framing, run};
 use http::Method;
@@ -28,7 +29,6 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{ProxyHttp, Session};
-use policies::matrix::Matrix;
 use policies::operations::Operations;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -81,19 +81,20 @@ async fn serve(config: Config, layer: Layer) -> anyhow::Result<()> {
     let facts = Arc::new(LiveFacts::default());
     let live = LiveConnections::new(metrics.clone());
     let tls = gateway::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
-    let matrix = Matrix::builtin(config.profile).context("sharing matrix")?;
+    let policy = LivePolicy::start(config.policy.clone(), facts.clone(), metrics.clone());
+    let policy = Arc::new(policy.map_err(|problems| anyhow::anyhow!("policy: {problems:?}"))?);
     let operations = Operations::builtin().context("operations table")?;
     let log = AuditLog::open(&config.audit.dir, run::log_options(&config.audit))?;
     // For failed handshakes, which are no part of what is measured.
-    let policy = matrix.version().to_owned();
-    let recorder = Arc::new(Recorder::new(log, &config.audit.pseudonym_key, policy));
+    let recorder = Recorder::new(log, &config.audit.pseudonym_key, policy.clone());
+    let recorder = Arc::new(recorder);
     let socket = tokio::net::TcpListener::bind(config.listen).await?;
     let address = socket.local_addr()?;
     run::spawn_feeds(&config, &facts, &live);
     run::first_snapshots(&facts).await;
     let hub_socket = config.hub_socket.to_str().context("hub_socket is not UTF-8")?.to_owned();
     let hub = Hub::new(&config.hub_socket);
-    let access = Access::new(matrix, operations, facts.clone(), config.permit_key);
+    let access = Access::new(policy, operations, facts.clone(), config.permit_key);
     let stage = Stage { access, hub, hub_socket, layer, limits: config.limits.clone() };
     let (_stop, shutdown) = watch::channel(false);
     let listener = Listener {
@@ -161,6 +162,7 @@ impl ProxyHttp for Stage {
                 target,
                 headers: &request.headers,
                 request_id: &context.request_id,
+                address: context.connection()?.address().ip(),
             };
             let permit = self.access.authorize(context.connection()?.client(), asked);
             let permit =
