@@ -167,6 +167,11 @@ impl Layout {
         self.run(&format!("{}.log", part.as_str()))
     }
 
+    /// A file or folder in `policy/`; empty for the folder itself.
+    pub(crate) fn policy(&self, name: &str) -> PathBuf {
+        self.root.join("policy").join(name)
+    }
+
     /// A file or folder in `demo/`.
     pub(crate) fn demo(&self, name: &str) -> PathBuf {
         self.root.join("demo").join(name)

@@ -241,6 +241,8 @@ fn gateway_values(layout: &Layout, settings: &Settings, names: &Names, keys: &Fe
         ("", "permit_key", path(&layout.secret("permit.key"))),
         ("", "ready_file", path(&layout.ready_file(Part::Gateway))),
         ("", "demo", settings.demo.to_string()),
+        ("policy", "dir", path(&layout.policy("active"))),
+        ("policy", "shadow_dir", path(&layout.policy("shadow"))),
         ("audit", "dir", path(&layout.audit(Part::Gateway))),
         ("audit", "key", path(&layout.audit_key(Part::Gateway))),
         ("audit", "stream_socket", path(&layout.run(AUDIT_STREAM))),

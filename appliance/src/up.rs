@@ -25,6 +25,7 @@ use crate::lock::Lock;
 use crate::lost;
 use crate::output::{self, progress};
 use crate::part_config::{self, FileValues, Names};
+use crate::policy;
 use crate::process;
 use crate::secrets;
 use crate::settings::{Heads, ListenArgs, Settings};
@@ -281,6 +282,7 @@ fn make_folders(layout: &Layout) -> anyhow::Result<()> {
     for folder in layout.folders().iter().filter(|folder| folder.as_path() != layout.root()) {
         files::private_folder(folder)?;
     }
+    policy::make_place(layout)?;
     layout.closed_folders().iter().try_for_each(|folder| files::refuse_open_folder(folder))
 }
 

@@ -123,6 +123,17 @@ pub fn built_in(profile: Profile) -> Result<Matrix, Vec<Problem>> {
         .map_err(|error| vec![Problem::of_file(MATRIX, error.to_string(), "reinstall")])
 }
 
+/// What a policy would decide with, whatever its cases and signatures say: for its authors to try.
+///
+/// # Errors
+/// Problems of the matrix and the overlays.
+pub fn uncommitted(files: &Files, profile: Profile) -> Result<Matrix, Vec<Problem>> {
+    let overlays: Vec<(String, String)> =
+        files.iter().filter(|(path, _)| is_overlay(path)).map(clone).collect();
+    let overlays = Overlays::parse(&overlays, None)?;
+    Ok(matrix(files, profile)?.narrowed_by(overlays, version(files, profile)))
+}
+
 fn matrix(files: &Files, profile: Profile) -> Result<Matrix, Vec<Problem>> {
     let Some(text) = files.get(MATRIX) else { return built_in(profile) };
     // The matrix's own reader tells what is wrong; only here it is known where that stands.

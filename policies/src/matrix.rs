@@ -27,6 +27,7 @@ use crate::operations::Action;
 use crate::overlay::Overlays;
 
 mod compile;
+pub mod table;
 mod floors;
 
 use compile::{Compiler, FOOTNOTES, RawMatrix};

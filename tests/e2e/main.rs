@@ -13,6 +13,7 @@ mod scenes;
 mod mtls;
 mod enrolment;
 mod sharing;
+mod policy;
 mod revocation;
 mod headers;
 mod durability;
