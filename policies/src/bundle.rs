@@ -75,9 +75,7 @@ impl Policy {
         let overlays = keep(&mut problems, Overlays::parse(&overlays, terms.is_known));
         let cases = keep(&mut problems, cases::parse(files));
         let version = version(files, terms.profile);
-        let (Some(manifest), Some(matrix), Some(overlays), Some(cases)) =
-            (manifest, matrix, overlays, cases)
-        else {
+        let (Some(manifest), Some(matrix), Some(overlays)) = (manifest, matrix, overlays) else {
             return Err(problems);
         };
         let changes = diff::cells(&base, &matrix);
@@ -89,7 +87,10 @@ impl Policy {
             true => matrix,
             false => matrix.narrowed_by(overlays, version),
         };
-        problems.extend(cases::check(files, &cases, &matrix));
+        let cases = cases.unwrap_or_default();
+        if !cases.is_empty() {
+            problems.extend(cases::check(files, &cases, &matrix));
+        }
         if problems.is_empty() {
             Ok(Self { matrix, changes, cases: cases.len() })
         } else {
