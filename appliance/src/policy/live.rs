@@ -104,7 +104,11 @@ pub(super) async fn promote(dir: Option<&Path>, context: &Context) -> anyhow::Re
     let before = fs::read_link(&active).ok();
     let target = Path::new("versions").join(version.get(..16).unwrap_or(version));
     let parent = active.parent().unwrap_or(layout.root());
-    place::write(&parent.join(&target), &texts)?;
+    let kept = parent.join(&target);
+    // The version that is in force may be promoted again: its folder then stays as it is.
+    if !kept.exists() || place::read(&kept)? != texts {
+        place::write(&kept, &texts)?;
+    }
     place::point(&active, &target)?;
     let Ok(gateway) = Gateway::running(layout) else {
         progress("the gateway does not run: it begins with this policy");
