@@ -52,7 +52,8 @@ fn metric(system: &System, line: &str) -> bool {
 fn a_bad_policy_is_refused_with_file_line_and_hint_and_the_active_one_stays() {
     let system = System::start();
     let active = status(&system)["version"].clone();
-    let overlay = |target: &str, rest: &str| format!("source = \"x\"\n[applies-to]\n{target}\n{rest}");
+    let overlay =
+        |target: &str, rest: &str| format!("source = \"x\"\n[applies-to]\n{target}\n{rest}");
     let shipped = include_str!("../../policies/data/sharing-matrix.toml");
     let opened = shipped.replacen("\"◎ᵃ\",        \"–\", ", "\"◎ᵃ\",        \"○ᵃ\",", 1);
     let rule = "needs = [\"registered\", \"live\"]\nsource = \"ケ(1) ★";
@@ -211,12 +212,12 @@ fn explain_gives_the_cause_and_whom_to_ask_for_each_denial_of_the_tour() {
     let reply = system.curl(&office.name).token(&token).get(&application).send();
     let told = explained(&reply.expect(403, "not_shared"));
     assert_eq!(told["causes"][0]["fix_by"], "nobody");
-    let without = system.curl(&office.name).get(&application).send().expect(401, "");
+    let without =
+        system.curl(&office.name).get(&application).send().expect(401, "staff_token_missing");
     assert_eq!(explained(&without)["causes"][0]["reason"], "staff_token_missing");
-    system.sekisho(["policy", "explain", "--request", "ffffffffffffffffffffffff"]).refused(
-        64,
-        &["ffffffffffffffffffffffff", "check the id"],
-    );
+    system
+        .sekisho(["policy", "explain", "--request", "ffffffffffffffffffffffff"])
+        .refused(64, &["ffffffffffffffffffffffff", "check the id"]);
 }
 
 #[test]
@@ -226,7 +227,9 @@ fn the_matrix_is_printed_as_the_slide_and_as_fields() {
     assert_eq!(fields.len(), 11 * 6 * 2);
     let survey = |party: &str| {
         let same = |it: &&Value| {
-            it["document"] == "certification-survey" && it["party"] == party && it["relation"] == "other"
+            it["document"] == "certification-survey"
+                && it["party"] == party
+                && it["relation"] == "other"
         };
         fields.iter().find(same).unwrap()["mark"].clone()
     };
