@@ -181,7 +181,7 @@ fn a_paused_service_type_closes_what_only_it_opens() {
 #[test]
 fn what_was_closed_anyway_is_not_said_to_be_paused() {
     let survey = DocumentKind::CertificationSurvey;
-    assert_eq!(view("通所15 care worker", "\"15\"", survey), [Reason::NotShared]);
+    assert_eq!(view("通所15 care worker", "\"15\"", survey), [Reason::WrongJob]);
 }
 
 #[test]
