@@ -189,8 +189,8 @@ impl Access {
         limited.then(|| self.reads.take(office, query.now))
     }
 
-    /// Decides again from facts and policy of now, if they moved since `permit` was made. Called before
-    /// the first byte of the response leaves.
+    /// Decides again from facts and policy of now, if they moved since `permit` was made. Called
+    /// before the first byte of the response leaves.
     ///
     /// # Errors
     /// The reasons that closed in between.

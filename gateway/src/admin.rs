@@ -1,6 +1,7 @@
 //! Readiness and metrics for the operator, on loopback, read-only.
 //!
-//! Draining is asked for with SIGTERM, reading the policy again with SIGHUP; nothing on this listener changes anything.
+//! Draining is asked for with SIGTERM, reading the policy again with SIGHUP; nothing on this
+//! listener changes anything.
 
 use std::sync::Arc;
 

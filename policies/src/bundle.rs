@@ -222,8 +222,8 @@ fn unknown_files(files: &Files) -> Vec<Problem> {
     unknown.map(problem).collect()
 }
 
-/// Hex SHA-256 over everything that decides: each file but the signatures, and the profile. A policy
-/// without matrix and overlays has the version of the built-in matrix instead.
+/// Hex SHA-256 over everything that decides: each file but the signatures, and the profile. A
+/// policy without matrix and overlays has the version of the built-in matrix instead.
 pub fn version(files: &Files, profile: Profile) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut put = |part: &str| {

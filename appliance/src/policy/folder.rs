@@ -69,7 +69,9 @@ pub(super) fn report(
 /// What a good policy is, as JSON.
 pub(super) fn summary(policy: &Policy) -> Value {
     let matrix = &policy.matrix;
-    let overlay = |overlay: &policies::overlay::Overlay| json!({ "name": overlay.name, "asks": overlay.describe(), "source": overlay.source });
+    let overlay = |it: &policies::overlay::Overlay| {
+        json!({ "name": it.name, "asks": it.describe(), "source": it.source })
+    };
     json!({
         "version": matrix.version(),
         "profile": matrix.profile(),

@@ -91,8 +91,8 @@ pub(super) fn check(files: &Files, version: &str, signers: &[Signer]) -> Vec<Pro
     }
     if keys.len() < SIGNATURES_MIN && problems.is_empty() {
         let what = format!("{} of {SIGNATURES_MIN} signatures are there", keys.len());
-        let hint = "a policy that opens a cell is signed by two operators, each with a key of their \
-                    own: `sekisho policy sign DIR --operator NAME --key FILE`";
+        let hint = "a policy that opens a cell is signed by two operators, each with a key of \
+                    their own: `sekisho policy sign DIR --operator NAME --key FILE`";
         problems.push(Problem::of_file(SIGNATURES, what, hint));
     }
     problems
