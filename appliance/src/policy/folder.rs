@@ -70,7 +70,8 @@ pub(super) fn report(
 pub(super) fn summary(policy: &Policy) -> Value {
     let matrix = &policy.matrix;
     let overlay = |it: &policies::overlay::Overlay| {
-        json!({ "name": it.name, "asks": it.describe(), "source": it.source })
+        let (name, asks, source) = (&it.name, it.describe(), &it.source);
+        json!({ "name": name, "asks": asks, "source": source })
     };
     json!({
         "version": matrix.version(),
