@@ -274,7 +274,9 @@ pub(crate) fn list_segments(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        if let Some(number) = name.to_str().and_then(segment_number) {
+        // A folder of that name is no segment: the one before it is still being written.
+        let is_folder = entry.file_type()?.is_dir();
+        if let Some(number) = name.to_str().and_then(segment_number).filter(|_| !is_folder) {
             segments.push((number, entry.path()));
         }
     }
