@@ -135,6 +135,10 @@ pub fn decide(matrix: &Matrix, facts: &Facts, query: &Query<'_>) -> Decision {
         true => Err(ReasonSet::EMPTY),
         false => operation_gates(&context),
     };
+    let outcome = outcome.map_err(|reasons| match context.is_all_paused() {
+        true => Reason::Paused.into(),
+        false => reasons,
+    });
     let outcome = outcome.and_then(|grant| context.without_paused_types(grant));
     match outcome {
         Ok(grant) if base.is_empty() => Decision::Allow(grant),
@@ -276,6 +280,16 @@ impl<'a> Context<'a> {
     /// The same, with paused service types counting for nothing.
     fn unpaused(&self) -> Self {
         Self { leaves_out_paused_types: self.narrowed.has_paused_types, ..*self }
+    }
+
+    /// Whether the kinds that overlays pause are all that would be open, as in a list that holds
+    /// nothing else.
+    fn is_all_paused(&self) -> bool {
+        let paused_documents = DocumentSet::EMPTY;
+        let narrowed = Narrowed { paused_documents, ..self.narrowed };
+        !self.narrowed.paused_documents.is_empty()
+            && operation_gates(self).is_err()
+            && operation_gates(&Self { narrowed, ..*self }).is_ok()
     }
 
     /// What is left of a grant when paused service types count for nothing: a rule must open with

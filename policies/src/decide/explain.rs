@@ -210,8 +210,9 @@ impl Context<'_> {
         let pauses_type = own.any(|code| types.contains(code))
             && operation_gates(self).is_ok()
             && self.without_paused_types(Grant::default()).is_err();
+        let pauses_kind = !overlay.paused_documents.is_empty() && self.is_all_paused();
         let reason = overlay.closed(request).iter().next();
-        reason.or(pauses_type.then_some(Reason::Paused))
+        reason.or((pauses_type || pauses_kind).then_some(Reason::Paused))
     }
 
     fn feed_fact(&self) -> String {
