@@ -220,10 +220,10 @@ impl Page<'_> {
 
     fn ratios(&self) -> String {
         let mut out = String::from(
-            "## Ratios\n\nThe ratio of the two medians; beside it the least and the most within \
-             one round. A ratio is told only of runs made side by side: the same run and rounds, \
-             hardly a failed operation, resumed sessions where the name says so and nowhere \
-             else.\n\n\
+            "## Ratios\n\nThe median of the rounds' own ratios; beside it the least and the \
+             most of them. A ratio is told only of runs made side by side: the same run and \
+             rounds, hardly a failed operation, resumed sessions where the name says so \
+             and nowhere else.\n\n\
              | ratio | ours, µs | theirs, µs | ratio | within rounds \
              |\n|---|---:|---:|---:|---:|\n",
         );

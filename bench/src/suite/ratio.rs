@@ -70,7 +70,8 @@ pub(crate) enum Refused {
     CpuDoesNotFollow(String, usize),
 }
 
-/// Counts a ratio from the rounds of both sides, or says why there is none.
+/// Counts a ratio from the rounds of both sides, or says why there is none: the median of the
+/// rounds' own ratios, because the two sides of a round meet the same machine at the same time.
 ///
 /// # Errors
 /// The first rule that is not kept.
@@ -104,7 +105,7 @@ pub(crate) fn ratio(results: &Results, wanted: &Wanted) -> Result<(f64, RatioDet
         rounds: per_round.len(),
         per_round,
     };
-    Ok((rounded(ours_cpu_us / theirs_cpu_us), detail))
+    Ok((rounded(median(&detail.per_round).unwrap_or_default()), detail))
 }
 
 /// Counts all ratios; those that may not be told are told with the reason.
