@@ -12,7 +12,7 @@ help:
 	@echo 'make down    stop what `make up` started; the data folder stays'
 	@echo 'make test    install what is missing, run every check and every test'
 	@echo 'make lint    the checks alone: formatting, clippy, tidy, scripts'
-	@echo 'make bench   measure everything beside nginx and HAProxy (QUICK=1: three minutes)'
+	@echo 'make bench   measure everything beside nginx and HAProxy (QUICK=1: four minutes)'
 	@echo 'make bench-gate  count instructions against bench/gate.json (ACCEPT=1 records them)'
 	@echo 'make bench-tools the load generator beside h2load and ab, against nginx alone'
 	@echo

@@ -48,7 +48,7 @@ pub(crate) struct SuiteArgs {
     /// The page; written by runs of all parts
     #[arg(long, value_name = "FILE", default_value = "bench/REPORT.md")]
     page: PathBuf,
-    /// Fewer rounds and shorter measurements: three minutes instead of fourteen
+    /// Fewer rounds and shorter measurements: four minutes instead of fourteen
     #[arg(long)]
     quick: bool,
     /// Folder for terminals, facts, sockets and logs; kept and used again
