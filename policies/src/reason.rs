@@ -44,7 +44,7 @@ named! {
         OutOfHours = "out_of_hours",
         /// From an address that an operator's policy does not name.
         AddressNotAllowed = "address_not_allowed",
-        /// An operator's policy pauses this for now.
+        /// An operator's policy has paused this.
         Paused = "paused",
         /// The municipality shares with the offices of its pilot only.
         NotInPilot = "not_in_pilot",
@@ -264,7 +264,7 @@ impl Reason {
             Self::AddressNotAllowed => {
                 "not from this address; ask the operator to add where you connect from"
             }
-            Self::Paused => "this is paused for now; ask the operator when it goes on",
+            Self::Paused => "the operator has paused this; ask the operator when it goes on",
             Self::NotInPilot => {
                 "the person's municipality shares with the offices of its pilot only; ask it"
             }

@@ -28,7 +28,7 @@ enum Form {
     Office,
     /// `YYYYMMDD`.
     Date,
-    /// `XXX-XXXX`.
+    /// Three digits, a hyphen, four digits.
     PostCode,
     /// 1 to 99.
     Number,
