@@ -12,11 +12,11 @@
 //! closed gate; no way at all is `not_shared`. [`decide`], [`visible`] and [`explain`] are one
 //! implementation: the same ways, looked at by the same gates.
 
+use std::cell::OnceCell;
+
 use crate::document::{DocumentKind, DocumentSet};
-use crate::facts::{ConsentState, Facts, Office, RegistrationState};
-use crate::identity::{
-    Identity, InsuredKey, InsurerNumber, Job, OfficeNumber, Serial, ServiceType, Staff, SystemName,
-};
+use crate::facts::{ConsentState, Facts, Office, Person, RegistrationState};
+use crate::identity::{Identity, InsurerNumber, Job, Serial, ServiceType, Staff, SystemName};
 use crate::matrix::{Matrix, PartyRule, Rule, Standing, Who};
 use crate::operations::{Action, Operation, Subject};
 use crate::overlay::{self, Circumstances, Narrowed};
@@ -24,9 +24,12 @@ use crate::reason::{Reason, ReasonSet};
 
 mod explain;
 mod grant;
+mod standings;
 
 pub use explain::{Change, Explanation, Gate, Way, closing_overlays, explain};
 pub use grant::{Grant, GrantedKind, Needs};
+
+use standings::Standings;
 
 /// For how long a silent feed may still be decided from, in milliseconds since its last
 /// authenticated line was sent.
@@ -61,6 +64,11 @@ impl FeedState {
     /// Both feeds alive this moment.
     pub fn fresh() -> Self {
         Self { ca_age_ms: Some(0), hub_age_ms: Some(0), leases: Leases::default() }
+    }
+
+    /// Whether both feeds are so young that age denies nothing.
+    pub fn in_lease(&self) -> bool {
+        self.ca_in_lease() && self.consent_in_lease() && self.hub_in_lease()
     }
 
     fn ca_in_lease(&self) -> bool {
@@ -180,7 +188,7 @@ fn base_gates(context: &Context<'_>) -> ReasonSet {
     };
     let operator = matches!(query.principal, Identity::Operator { .. });
     close(operator, Reason::CertificateKindRefused);
-    close(facts.revoked(query.serial).is_some(), Reason::CertificateRevoked);
+    close(context.is_revoked, Reason::CertificateRevoked);
     close(query.not_after < query.now, Reason::CertificateExpired);
     close(!query.feeds.ca_in_lease() || !query.feeds.hub_in_lease(), Reason::FactsStale);
     if let Some(number) = query.principal.office() {
@@ -232,12 +240,26 @@ fn operation_gates(context: &Context<'_>) -> Result<Grant, ReasonSet> {
 }
 
 /// Everything that the gates of one query look at.
-#[derive(Clone, Copy)]
+///
+/// What nearly every decision asks of the facts is asked here, all at once: each look-up waits for
+/// memory, and those that do not depend on each other then wait together.
+#[derive(Clone)]
 struct Context<'a> {
     matrix: &'a Matrix,
     facts: &'a Facts,
     query: &'a Query<'a>,
+    person: Option<Person>,
+    /// The number of the office and the person.
+    pair: Option<u64>,
+    registration: RegistrationState,
     office: Option<&'a Office>,
+    is_revoked: bool,
+    /// Whether the municipality shares.
+    is_live: bool,
+    /// Every capacity in which the principal reads.
+    standings: Standings,
+    /// The number that authorship goes by, once it was asked for.
+    party: OnceCell<Option<u32>>,
     narrowed: Narrowed,
     /// Whether service types that an overlay pauses count for nothing.
     leaves_out_paused_types: bool,
@@ -253,14 +275,38 @@ struct Candidate<'a> {
 
 impl<'a> Context<'a> {
     fn new(matrix: &'a Matrix, facts: &'a Facts, query: &'a Query<'a>) -> Self {
-        let office = query.principal.office().and_then(|number| facts.office(number));
-        let narrowed = Narrowed::default();
-        let whole = Self { matrix, facts, query, office, narrowed, leaves_out_paused_types: false };
-        let request = (!matrix.overlays().is_empty()).then(|| whole.overlay_request()).flatten();
-        match request {
-            Some(request) => Self { narrowed: matrix.overlays().gate(&request), ..whole },
-            None => whole,
+        let number = query.principal.office();
+        let person = query.operation.insured.and_then(|insured| facts.person(insured));
+        let pair = number.zip(person).and_then(|(office, person)| facts.pair(office, person));
+        let registration = match pair {
+            Some(pair) => facts.registration_of(pair, query.now),
+            None => RegistrationState::Absent,
+        };
+        let office = number.and_then(|number| facts.office(number));
+        let is_revoked = facts.revoked(query.serial).is_some();
+        let mut context = Self {
+            matrix,
+            facts,
+            query,
+            person,
+            pair,
+            registration,
+            office,
+            is_revoked,
+            is_live: false,
+            standings: Standings::of(matrix, query.principal, office),
+            party: OnceCell::new(),
+            narrowed: Narrowed::default(),
+            leaves_out_paused_types: false,
+        };
+        let sharing = context.insurer().and_then(|insurer| facts.sharing(insurer));
+        context.is_live = sharing.is_some_and(|from| from <= query.now);
+        if !matrix.overlays().is_empty()
+            && let Some(request) = context.overlay_request()
+        {
+            context.narrowed = matrix.overlays().gate(&request);
         }
+        context
     }
 
     /// The request as overlays see it; they are about offices only.
@@ -268,7 +314,7 @@ impl<'a> Context<'a> {
         let operation = self.query.operation;
         Some(overlay::Request {
             office: self.query.principal.office()?,
-            service_types: self.office.map_or(&[], |office| office.service_types.as_slice()),
+            service_types: self.office.map_or(&[], |office| &*office.service_types),
             insurer: self.insurer(),
             action: operation.action,
             document: operation.document,
@@ -277,9 +323,16 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The same, with paused service types counting for nothing.
+    /// The same, with paused service types counting for nothing: a standing must be had with and
+    /// without them.
     fn unpaused(&self) -> Self {
-        Self { leaves_out_paused_types: self.narrowed.has_paused_types, ..*self }
+        if !self.narrowed.has_paused_types {
+            return self.clone();
+        }
+        let whole = Self { leaves_out_paused_types: true, ..self.clone() };
+        let Some(office) = self.office else { return whole };
+        let left = Standings::of_office(self.matrix, office, |code| whole.counts(code));
+        Self { standings: self.standings.intersection(left), ..whole }
     }
 
     /// Whether the kinds that overlays pause are all that would be open, as in a list that holds
@@ -289,7 +342,7 @@ impl<'a> Context<'a> {
         let narrowed = Narrowed { paused_documents, ..self.narrowed };
         !self.narrowed.paused_documents.is_empty()
             && operation_gates(self).is_err()
-            && operation_gates(&Self { narrowed, ..*self }).is_ok()
+            && operation_gates(&Self { narrowed, ..self.clone() }).is_ok()
     }
 
     /// What is left of a grant when paused service types count for nothing: a rule must open with
@@ -354,9 +407,9 @@ impl<'a> Context<'a> {
         open.map(|way| way.rule).ok_or_else(|| self.why_closed(self.party_ways()))
     }
 
-    fn view_ways(&self, document: DocumentKind) -> impl Iterator<Item = Candidate<'a>> {
+    fn view_ways(&self, document: DocumentKind) -> impl Iterator<Item = Candidate<'a>> + use<'a> {
         let matrix = self.matrix;
-        self.standings().flat_map(move |standing| {
+        self.standings.iter().flat_map(move |standing| {
             let way =
                 move |rule| Candidate { standing: Some(standing), document: Some(document), rule };
             matrix.cell(document, standing).rules().map(way)
@@ -366,31 +419,10 @@ impl<'a> Context<'a> {
     fn party_ways(&self) -> impl Iterator<Item = Candidate<'a>> {
         let Operation { action, document, .. } = self.query.operation;
         let document = *document;
-        let context = *self;
         self.matrix
             .party_rules(*action, document)
-            .filter(move |rule| context.is_for(rule))
+            .filter(move |rule| self.is_for(rule))
             .map(move |rule| Candidate { standing: None, document, rule: &rule.rule })
-    }
-
-    /// Every capacity in which the principal reads.
-    fn standings(&self) -> impl Iterator<Item = Standing> + use<'a> {
-        let (context, principal) = (*self, self.query.principal);
-        Standing::ALL.iter().copied().filter(move |standing| match principal {
-            Identity::Office { .. } => context.stands(*standing),
-            Identity::Municipality { .. } => *standing == Standing::OwnInsurer,
-            Identity::System { name: SystemName::Portal, .. } => *standing == Standing::Person,
-            Identity::System { .. } | Identity::Operator { .. } => false,
-        })
-    }
-
-    /// Whether the office's record gives it a standing.
-    fn stands(&self, standing: Standing) -> bool {
-        let with = |office| stands(self.matrix, office, standing, |_| true);
-        let without = |office| stands(self.matrix, office, standing, |code| self.counts(code));
-        self.office.is_some_and(|office| {
-            with(office) && (!self.leaves_out_paused_types || without(office))
-        })
     }
 
     /// Whether a submission or resource rule is for this principal.
@@ -429,52 +461,32 @@ impl<'a> Context<'a> {
 
     /// Whether the need of a way is met; otherwise why not.
     fn need_gate(&self, need: Needs, document: Option<DocumentKind>) -> Option<Reason> {
-        let live = || self.insurer().is_some_and(|insurer| self.is_live(insurer));
         let closed = |open: bool, reason| (!open).then_some(reason);
         match need {
-            Needs::LIVE => closed(live(), Reason::NotLive),
+            Needs::LIVE => closed(self.is_live, Reason::NotLive),
             Needs::REGISTERED => self.registration_gate(),
             Needs::CONSENT => self.consent_gate(document),
-            Needs::PLANS_FOR => closed(self.pair_is(Facts::plans_for), Reason::NotPlanningOffice),
+            Needs::PLANS_FOR => closed(self.makes_the_plan(), Reason::NotPlanningOffice),
             Needs::OPINION_REQUEST => {
-                let open = |facts: &Facts, office, insured| {
-                    facts.opinion_request(office, insured) == Some(true)
-                };
-                closed(self.pair_is(open), Reason::OpinionRequestMissing)
+                closed(self.opinion_request() == Some(true), Reason::OpinionRequestMissing)
             }
             Needs::OPINION_REQUEST_EVER => {
-                let ever = |facts: &Facts, office, insured| {
-                    facts.opinion_request(office, insured).is_some()
-                };
-                closed(self.pair_is(ever), Reason::OpinionRequestMissing)
+                closed(self.opinion_request().is_some(), Reason::OpinionRequestMissing)
             }
             _ => Some(Reason::NotShared),
         }
     }
 
-    fn is_live(&self, insurer: InsurerNumber) -> bool {
-        self.facts.sharing(insurer).is_some_and(|from| from <= self.query.now)
+    fn makes_the_plan(&self) -> bool {
+        self.pair.is_some_and(|pair| self.facts.plans_of(pair))
     }
 
-    /// Whether a fact holds for the principal's office and the person.
-    fn pair_is(&self, holds: impl Fn(&Facts, OfficeNumber, InsuredKey) -> bool) -> bool {
-        match (self.query.principal.office(), self.query.operation.insured) {
-            (Some(office), Some(insured)) => holds(self.facts, office, insured),
-            (Some(_), None) | (None, Some(_)) | (None, None) => false,
-        }
-    }
-
-    fn registration(&self) -> RegistrationState {
-        match (self.query.principal.office(), self.query.operation.insured) {
-            (Some(office), Some(insured)) => {
-                self.facts.registration_state(office, insured, self.query.now)
-            }
-            (Some(_), None) | (None, Some(_)) | (None, None) => RegistrationState::Absent,
-        }
+    fn opinion_request(&self) -> Option<bool> {
+        self.facts.opinion_request_of(self.pair?)
     }
 
     fn registration_gate(&self) -> Option<Reason> {
-        match self.registration() {
+        match self.registration {
             RegistrationState::InForce(_) => None,
             RegistrationState::Over(_) => Some(Reason::RegistrationLapsed),
             RegistrationState::Absent => Some(Reason::NotRegistered),
@@ -482,9 +494,9 @@ impl<'a> Context<'a> {
     }
 
     fn consent(&self, document: Option<DocumentKind>) -> ConsentState {
-        match (self.query.operation.insured, document) {
-            (Some(insured), Some(document)) => {
-                self.facts.consent_state(insured, document, self.query.now)
+        match (self.person, document) {
+            (Some(person), Some(document)) => {
+                self.facts.consent_of(person, document, self.query.now)
             }
             (Some(_), None) | (None, Some(_)) | (None, None) => ConsentState::Absent,
         }
@@ -506,7 +518,8 @@ impl<'a> Context<'a> {
     fn is_author(&self, document: Option<DocumentKind>) -> bool {
         match (self.query.operation.insured, document) {
             (Some(insured), Some(document)) => {
-                self.facts.author(&self.query.principal.party(), insured, document)
+                let party = self.party.get_or_init(|| self.facts.party(self.query.principal));
+                party.is_some_and(|party| self.facts.author_of(party, insured, document))
             }
             (Some(_), None) | (None, Some(_)) | (None, None) => false,
         }
@@ -518,37 +531,6 @@ impl<'a> Context<'a> {
             Identity::Municipality { insurer, .. } => self.insurer() != Some(*insurer),
             Identity::Office { .. } | Identity::System { .. } | Identity::Operator { .. } => false,
         }
-    }
-}
-
-/// Whether those service types of the office that count give it a standing.
-fn stands(
-    matrix: &Matrix,
-    office: &Office,
-    standing: Standing,
-    counts: impl Fn(ServiceType) -> bool,
-) -> bool {
-    let types = matrix.service_types();
-    let own = || office.service_types.iter().filter(|code| counts(**code));
-    let holds = |codes: &[ServiceType]| own().any(|code| codes.contains(code));
-    let home_support = holds(&types.home_support);
-    let support = |code: &ServiceType| {
-        types.home_support.contains(code) || types.home_support_when_planning.contains(code)
-    };
-    let gives_care = own().any(|code| !support(code));
-    let care = gives_care && !office.medical;
-    match standing {
-        Standing::HomeSupport => home_support,
-        Standing::HomeSupportWhenPlanning => {
-            !home_support && holds(&types.home_support_when_planning)
-        }
-        Standing::CareOfficeCareManager => care && !home_support && !holds(&types.facilities),
-        Standing::FacilityCareManager => care && holds(&types.facilities),
-        Standing::Care => care && !holds(&types.opinion_writers),
-        Standing::CareOpinionWriter => care && holds(&types.opinion_writers),
-        Standing::MedicalProvidingCare => office.medical && gives_care,
-        Standing::Medical => office.medical && !gives_care,
-        Standing::Person | Standing::OwnInsurer => false,
     }
 }
 

@@ -99,6 +99,16 @@ impl DocumentSet {
         self.0 == 0
     }
 
+    /// The set as bits, one for each kind in the order of the matrix.
+    pub(crate) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The set with these bits; `None` if one of them is of no kind.
+    pub(crate) fn from_bits(bits: u16) -> Option<Self> {
+        (bits >> DocumentKind::ALL.len() == 0).then_some(Self(bits))
+    }
+
     /// The kinds, in the order of the matrix.
     pub fn iter(self) -> impl Iterator<Item = DocumentKind> {
         DocumentKind::ALL.iter().copied().filter(move |kind| self.contains(*kind))

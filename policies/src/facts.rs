@@ -8,22 +8,53 @@
 //!
 //! Absent means closed: no lookup here invents a default that opens anything.
 //!
-//! The layout for national scale belongs here (40 million registrations): one exact 64-bit key per
-//! (office, person) pair, bijectively mixed, plus a flag byte and a bucket index, 9.5 bytes a pair;
-//! an immutable base with a small delta. Never a lossy hash: a false "registered" is a disclosure.
+//! Made for the whole country in one gateway: see `registrations` for 40 million of them,
+//! `consents`, and `table` for what else a snapshot brings much of. Changes lie above, in a
+//! `shared_map`. A copy of [`Facts`] is a few pointers, so the writer never makes a reader wait and
+//! never copies a map.
+//!
+//! ```text
+//!  snapshot ─► Loading ──► Loaded ─► install ─┐
+//!  copy     ─► read_from ──┘                  ├─► Facts ─► begin_merge ─► Merge::run ─► end_merge
+//!  change   ─► apply ─────────────────────────┘     └─► write_to ─► copy
+//! ```
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::document::{DocumentKind, DocumentSet};
 use crate::feed::{Fact, Source};
-use crate::identity::{InsuredKey, InsurerNumber, OfficeNumber, Serial, ServiceType};
+use crate::identity::{Identity, InsuredKey, InsurerNumber, OfficeNumber, Serial};
+
+mod consents;
+mod copy;
+mod huge;
+mod packed;
+mod pair_key;
+mod registrations;
+mod service_types;
+mod shared_map;
+mod table;
+
+#[cfg(test)]
+mod model;
+
+pub use copy::{CopyError, LAYOUT};
+pub use pair_key::{Full, PAIR_KEY_VERSION};
+pub use service_types::ServiceTypes;
+
+use consents::Consents;
+use pair_key::Ordinals;
+use registrations::Registrations;
+use shared_map::SharedMap;
+use table::Table;
+
+pub(crate) use pair_key::Person;
 
 /// An office as the operator registered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Office {
     /// The service types of its record.
-    pub service_types: Vec<ServiceType>,
+    pub service_types: ServiceTypes,
     /// Whether it is a medical institution (病院・診療所).
     pub medical: bool,
     /// Whether the operator suspended it.
@@ -93,24 +124,35 @@ pub struct StaffKey {
     pub retired: bool,
 }
 
-type Pair = (OfficeNumber, InsuredKey);
-
 /// Every fact that decisions are made from.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {
-    offices: Arc<HashMap<OfficeNumber, Office>>,
-    revoked: Arc<HashMap<Serial, u64>>,
-    registrations: Arc<HashMap<Pair, Registration>>,
-    consents: Arc<HashMap<InsuredKey, Vec<Consent>>>,
-    consent_owners: Arc<HashMap<u64, InsuredKey>>,
-    authors: Arc<HashMap<InsuredKey, HashMap<String, DocumentSet>>>,
-    plans: Arc<HashSet<Pair>>,
-    opinion_requests: Arc<HashMap<Pair, bool>>,
-    sharing: Arc<HashMap<InsurerNumber, u64>>,
-    staff_keys: Arc<HashMap<String, StaffKey>>,
-    sessions_ended: Arc<HashMap<String, u64>>,
+    ca: CaFacts,
+    hub: HubFacts,
     ca_seq: u64,
     hub_seq: u64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct CaFacts {
+    offices: Table<OfficeNumber, Office>,
+    revoked: Table<Serial, u64>,
+}
+
+/// Everything about a pair of office and person goes by the pair's number, which `ordinals` tells.
+#[derive(Debug, Clone, Default)]
+struct HubFacts {
+    ordinals: Ordinals,
+    registrations: Registrations,
+    consents: Consents,
+    parties: Table<Arc<str>, u32>,
+    authors: Table<(InsuredKey, u32), DocumentSet>,
+    plans: Table<u64, ()>,
+    opinion_requests: Table<u64, bool>,
+    sharing: Table<InsurerNumber, u64>,
+    staff_keys: SharedMap<String, StaffKey>,
+    sessions_ended: SharedMap<String, u64>,
+    full: Option<Full>,
 }
 
 impl Facts {
@@ -122,70 +164,90 @@ impl Facts {
     /// Takes the snapshot of one source: everything it said before is forgotten. Facts that are not
     /// the source's to tell are ignored.
     pub fn replace(&mut self, source: Source, facts: Vec<Fact>) {
-        match source {
-            Source::Ca => {
-                self.offices = Arc::default();
-                self.revoked = Arc::default();
-            }
-            Source::Hub => {
-                *self = Self {
-                    offices: Arc::clone(&self.offices),
-                    revoked: Arc::clone(&self.revoked),
-                    ca_seq: self.ca_seq,
-                    hub_seq: self.hub_seq,
-                    ..Self::default()
-                };
-            }
+        let mut loading = Loading::new(source);
+        facts.into_iter().for_each(|fact| loading.take(fact));
+        self.install(loading.finish());
+    }
+
+    /// Takes a snapshot that was loaded: everything that its source said before is forgotten.
+    pub fn install(&mut self, loaded: Loaded) {
+        match loaded.source {
+            Source::Ca => self.ca = loaded.facts.ca,
+            Source::Hub => self.hub = loaded.facts.hub,
         }
-        facts.into_iter().filter(|fact| fact.source() == source).for_each(|fact| self.apply(fact));
     }
 
     /// Takes one changed fact.
     pub fn apply(&mut self, fact: Fact) {
         match fact {
             Fact::Office { number, service_types, medical, suspended, name } => {
+                let service_types = service_types.into();
                 let office = Office { service_types, medical, suspended, name };
-                Arc::make_mut(&mut self.offices).insert(number, office);
+                self.ca.offices.insert(number, office);
             }
             Fact::Revoked { serial, at } => {
-                Arc::make_mut(&mut self.revoked).insert(serial, at);
+                self.ca.revoked.insert(serial, at);
             }
-            Fact::Registration { office, insured, from, until, ended } => {
-                let registration = Registration { from, until, ended };
-                Arc::make_mut(&mut self.registrations).insert((office, insured), registration);
-            }
-            Fact::Consent { id, insured, scope, from, until, withdrawn } => {
-                self.put_consent(insured, Consent { id, scope, from, until, withdrawn });
-            }
-            Fact::Author { party, insured, document } => {
-                let authors = Arc::make_mut(&mut self.authors);
-                authors.entry(insured).or_default().entry(party).or_default().insert(document);
-            }
-            Fact::PlansFor { office, insured, active } => {
-                let plans = Arc::make_mut(&mut self.plans);
-                if active {
-                    plans.insert((office, insured))
-                } else {
-                    plans.remove(&(office, insured))
-                };
-            }
-            Fact::OpinionRequest { office, insured, open } => {
-                Arc::make_mut(&mut self.opinion_requests).insert((office, insured), open);
-            }
-            Fact::Sharing { insurer, from } => {
-                let sharing = Arc::make_mut(&mut self.sharing);
-                match from {
-                    Some(from) => sharing.insert(insurer, from),
-                    None => sharing.remove(&insurer),
-                };
-            }
-            Fact::StaffKey { kid, x, y, retired } => {
-                Arc::make_mut(&mut self.staff_keys).insert(kid, StaffKey { x, y, retired });
-            }
-            Fact::SessionEnded { session, until } => {
-                Arc::make_mut(&mut self.sessions_ended).insert(session, until);
-            }
+            Fact::Registration { .. }
+            | Fact::Consent { .. }
+            | Fact::Author { .. }
+            | Fact::PlansFor { .. }
+            | Fact::OpinionRequest { .. }
+            | Fact::Sharing { .. }
+            | Fact::StaffKey { .. }
+            | Fact::SessionEnded { .. } => match self.hub.apply(fact) {
+                Some(Numbered::Registration(pair, registration)) => {
+                    self.hub.registrations.insert(pair, registration);
+                }
+                Some(Numbered::Consent(person, consent)) => {
+                    self.hub.consents.insert(person, consent);
+                }
+                None => {}
+            },
         }
+    }
+
+    /// Whether every fact had room. One that has none is left out, which closes and never opens;
+    /// still, such facts are not the source's, and are not to be decided from.
+    ///
+    /// # Errors
+    /// [`Full`], of the first fact that had no room since the snapshot.
+    pub fn complete(&self) -> Result<(), Full> {
+        self.hub.full.map_or(Ok(()), Err)
+    }
+
+    /// Begins to merge the registrations and consents that changed into their bases, if at least
+    /// `changes_min` did and no merge is under way. [`Merge::run`] takes its time: call it where
+    /// nobody waits, then bring the result to [`Facts::end_merge`].
+    pub fn begin_merge(&mut self, changes_min: usize) -> Option<Merge> {
+        let HubFacts { registrations, consents, .. } = &mut self.hub;
+        let changed = registrations.changed() + consents.changed();
+        if changed < changes_min || registrations.is_merging() || consents.is_merging() {
+            return None;
+        }
+        let (registrations, consents) = (registrations.begin_merge(), consents.begin_merge());
+        let is_due = registrations.is_some() || consents.is_some();
+        is_due.then_some(Merge { registrations, consents })
+    }
+
+    /// Takes the merged bases; changes made meanwhile are kept.
+    pub fn end_merge(&mut self, merged: Merged) {
+        if let Some(merged) = merged.registrations {
+            self.hub.registrations.end_merge(merged);
+        }
+        if let Some(merged) = merged.consents {
+            self.hub.consents.end_merge(merged);
+        }
+    }
+
+    /// Bytes of memory that the registrations' base takes, and how many it holds.
+    pub fn registrations_size(&self) -> (usize, usize) {
+        self.hub.registrations.base_size()
+    }
+
+    /// Bytes of memory that the consents' base takes, and how many it holds.
+    pub fn consents_size(&self) -> (usize, usize) {
+        self.hub.consents.base_size()
     }
 
     /// The sequence of `source` that these facts stand at; 0 before its first snapshot.
@@ -206,17 +268,17 @@ impl Facts {
 
     /// The office's record.
     pub fn office(&self, number: OfficeNumber) -> Option<&Office> {
-        self.offices.get(&number)
+        self.ca.offices.get(&number)
     }
 
     /// When the certificate was revoked (Unix seconds), if it was.
     pub fn revoked(&self, serial: Serial) -> Option<u64> {
-        self.revoked.get(&serial).copied()
+        self.ca.revoked.get(&serial).copied()
     }
 
     /// The office's registration for the person, whatever its state.
-    pub fn registration(&self, office: OfficeNumber, insured: InsuredKey) -> Option<&Registration> {
-        self.registrations.get(&(office, insured))
+    pub fn registration(&self, office: OfficeNumber, insured: InsuredKey) -> Option<Registration> {
+        self.hub.registrations.get(self.hub.ordinals.key(office, insured)?)
     }
 
     /// How the office's registration for the person stands at `now` (Unix seconds).
@@ -226,19 +288,39 @@ impl Facts {
         insured: InsuredKey,
         now: u64,
     ) -> RegistrationState {
-        match self.registration(office, insured) {
-            Some(Registration { ended: Some(ended), .. }) => RegistrationState::Over(*ended),
-            Some(Registration { until: Some(until), .. }) if *until < now => {
-                RegistrationState::Over(*until)
+        let pair = self.hub.ordinals.key(office, insured);
+        pair.map_or(RegistrationState::Absent, |pair| self.registration_of(pair, now))
+    }
+
+    /// The same, for a pair whose number is known.
+    #[inline]
+    pub(crate) fn registration_of(&self, pair: u64, now: u64) -> RegistrationState {
+        match self.hub.registrations.get(pair) {
+            Some(Registration { ended: Some(ended), .. }) => RegistrationState::Over(ended),
+            Some(Registration { until: Some(until), .. }) if until < now => {
+                RegistrationState::Over(until)
             }
-            Some(Registration { from, .. }) if *from <= now => RegistrationState::InForce(*from),
+            Some(Registration { from, .. }) if from <= now => RegistrationState::InForce(from),
             Some(_) | None => RegistrationState::Absent,
         }
     }
 
+    /// The person, if anything that goes by persons can be known of him or her.
+    #[inline]
+    pub(crate) fn person(&self, insured: InsuredKey) -> Option<Person> {
+        self.hub.ordinals.person(insured)
+    }
+
+    /// The number of the pair, if anything that goes by pairs can be known of it.
+    #[inline]
+    pub(crate) fn pair(&self, office: OfficeNumber, person: Person) -> Option<u64> {
+        self.hub.ordinals.pair(office, person)
+    }
+
     /// The person's consents, oldest id first.
-    pub fn consents(&self, insured: InsuredKey) -> &[Consent] {
-        self.consents.get(&insured).map_or(&[], Vec::as_slice)
+    pub fn consents(&self, insured: InsuredKey) -> impl Iterator<Item = Consent> {
+        let person = self.person(insured);
+        person.into_iter().flat_map(|person| self.hub.consents.of(person.key()))
     }
 
     /// How the person's consent to `document` stands at `now` (Unix seconds).
@@ -248,8 +330,20 @@ impl Facts {
         document: DocumentKind,
         now: u64,
     ) -> ConsentState {
+        let person = self.person(insured);
+        person.map_or(ConsentState::Absent, |person| self.consent_of(person, document, now))
+    }
+
+    /// The same, for a person whose number is known.
+    pub(crate) fn consent_of(
+        &self,
+        person: Person,
+        document: DocumentKind,
+        now: u64,
+    ) -> ConsentState {
         let mut state = ConsentState::Absent;
-        for consent in self.consents(insured).iter().filter(|c| c.scope.contains(document)) {
+        let own = self.hub.consents.of(person.key());
+        for consent in own.filter(|consent| consent.scope.contains(document)) {
             state = match (consent.withdrawn, consent.until) {
                 (Some(withdrawn), _) => ConsentState::Withdrawn(withdrawn),
                 (None, Some(until)) if until < now => ConsentState::Expired(until),
@@ -263,51 +357,220 @@ impl Facts {
     /// Whether `party` (see [`crate::identity::Identity::party`]) wrote a document of this kind for
     /// the person.
     pub fn author(&self, party: &str, insured: InsuredKey, document: DocumentKind) -> bool {
-        self.authors
-            .get(&insured)
-            .and_then(|parties| parties.get(party))
-            .is_some_and(|kinds| kinds.contains(document))
+        let party = self.hub.parties.get(party);
+        party.is_some_and(|party| self.author_of(*party, insured, document))
+    }
+
+    /// The number of the principal's party, if it ever wrote anything.
+    pub(crate) fn party(&self, principal: &Identity) -> Option<u32> {
+        if self.hub.parties.len() == 0 {
+            return None;
+        }
+        principal.with_party(|party| self.hub.parties.get(party).copied())
+    }
+
+    /// As [`Facts::author`], for a party whose number is known.
+    pub(crate) fn author_of(
+        &self,
+        party: u32,
+        insured: InsuredKey,
+        document: DocumentKind,
+    ) -> bool {
+        let kinds = self.hub.authors.get(&(insured, party));
+        kinds.is_some_and(|kinds| kinds.contains(document))
     }
 
     /// Whether the office makes the person's care plan.
     pub fn plans_for(&self, office: OfficeNumber, insured: InsuredKey) -> bool {
-        self.plans.contains(&(office, insured))
+        self.hub.ordinals.key(office, insured).is_some_and(|pair| self.plans_of(pair))
+    }
+
+    /// The same, for a pair whose number is known.
+    pub(crate) fn plans_of(&self, pair: u64) -> bool {
+        self.hub.plans.get(&pair).is_some()
     }
 
     /// Whether the insurer's request to this institution for an opinion on the person is open;
     /// `None` if there never was one.
     pub fn opinion_request(&self, office: OfficeNumber, insured: InsuredKey) -> Option<bool> {
-        self.opinion_requests.get(&(office, insured)).copied()
+        self.opinion_request_of(self.hub.ordinals.key(office, insured)?)
+    }
+
+    /// The same, for a pair whose number is known.
+    pub(crate) fn opinion_request_of(&self, pair: u64) -> Option<bool> {
+        self.hub.opinion_requests.get(&pair).copied()
     }
 
     /// Since when the municipality shares (Unix seconds); may lie ahead. `None`: it does not.
     pub fn sharing(&self, insurer: InsurerNumber) -> Option<u64> {
-        self.sharing.get(&insurer).copied()
+        self.hub.sharing.get(&insurer).copied()
     }
 
     /// A key that signs staff tokens.
     pub fn staff_key(&self, kid: &str) -> Option<&StaffKey> {
-        self.staff_keys.get(kid)
+        self.hub.staff_keys.get(kid)
     }
 
     /// Whether a staff session was ended.
     pub fn session_ended(&self, session: &str) -> bool {
-        self.sessions_ended.contains_key(session)
+        self.hub.sessions_ended.get(session).is_some()
+    }
+}
+
+impl HubFacts {
+    /// Takes one of the hub's facts; gives one back that a snapshot and a change keep in different
+    /// places.
+    fn apply(&mut self, fact: Fact) -> Option<Numbered> {
+        match fact {
+            Fact::Registration { office, insured, from, until, ended } => {
+                let pair = self.pair(office, insured)?;
+                return Some(Numbered::Registration(pair, Registration { from, until, ended }));
+            }
+            Fact::Consent { id, insured, scope, from, until, withdrawn } => {
+                let person = self.ordinals.person_or_new(insured);
+                let person = person.inspect_err(|full| self.note(*full)).ok()?;
+                let consent = Consent { id, scope, from, until, withdrawn };
+                return Some(Numbered::Consent(person.key(), consent));
+            }
+            Fact::Author { party, insured, document } => self.put_author(party, insured, document),
+            Fact::PlansFor { office, insured, active } => {
+                let key = self.pair(office, insured)?;
+                match active {
+                    true => self.plans.insert(key, ()),
+                    false => self.plans.remove(&key),
+                }
+            }
+            Fact::OpinionRequest { office, insured, open } => {
+                let key = self.pair(office, insured)?;
+                self.opinion_requests.insert(key, open);
+            }
+            Fact::Sharing { insurer, from } => match from {
+                Some(from) => self.sharing.insert(insurer, from),
+                None => self.sharing.remove(&insurer),
+            },
+            Fact::StaffKey { kid, x, y, retired } => {
+                self.staff_keys.insert(kid, StaffKey { x, y, retired });
+            }
+            Fact::SessionEnded { session, until } => {
+                self.sessions_ended.insert(session, until);
+            }
+            // The CA's.
+            Fact::Office { .. } | Fact::Revoked { .. } => {}
+        }
+        None
     }
 
-    /// Replaces the consent with the same id. Consents of a person are kept in order of id, so that
-    /// the newest one speaks for the person.
-    fn put_consent(&mut self, insured: InsuredKey, consent: Consent) {
-        let owners = Arc::make_mut(&mut self.consent_owners);
-        let consents = Arc::make_mut(&mut self.consents);
-        if let Some(owner) = owners.insert(consent.id, insured)
-            && let Some(earlier) = consents.get_mut(&owner)
-        {
-            earlier.retain(|other| other.id != consent.id);
+    fn pair(&mut self, office: OfficeNumber, insured: InsuredKey) -> Option<u64> {
+        let key = self.ordinals.key_or_new(office, insured);
+        key.inspect_err(|full| self.note(*full)).ok()
+    }
+
+    fn note(&mut self, full: Full) {
+        self.full = self.full.or(Some(full));
+    }
+
+    fn put_author(&mut self, party: String, insured: InsuredKey, document: DocumentKind) {
+        let next = self.parties.len() as u32;
+        let party = match self.parties.get(party.as_str()) {
+            Some(known) => *known,
+            None => {
+                self.parties.insert(party.into(), next);
+                next
+            }
+        };
+        let mut kinds = self.authors.get(&(insured, party)).copied().unwrap_or_default();
+        kinds.insert(document);
+        self.authors.insert((insured, party), kinds);
+    }
+}
+
+/// A fact about a pair or person that has a number.
+enum Numbered {
+    Registration(u64, Registration),
+    Consent(u64, Consent),
+}
+
+/// A merge of changed registrations and consents into their bases: takes its time, and nobody waits
+/// for it.
+#[derive(Debug)]
+pub struct Merge {
+    registrations: Option<registrations::Merge>,
+    consents: Option<consents::Merge>,
+}
+
+/// Bases that are ready to be taken.
+#[derive(Debug)]
+pub struct Merged {
+    registrations: Option<registrations::Merged>,
+    consents: Option<consents::Merged>,
+}
+
+impl Merge {
+    /// Makes the new bases.
+    pub fn run(self) -> Merged {
+        Merged {
+            registrations: self.registrations.map(registrations::Merge::run),
+            consents: self.consents.map(consents::Merge::run),
         }
-        let own = consents.entry(insured).or_default();
-        let at = own.partition_point(|other| other.id < consent.id);
-        own.insert(at, consent);
+    }
+}
+
+/// The snapshot of one source while it comes in, beside the facts that are in use.
+#[derive(Debug)]
+pub struct Loading {
+    source: Source,
+    facts: Facts,
+    registrations: registrations::Gathered,
+    consents: consents::Gathered,
+}
+
+impl Loading {
+    /// A snapshot of `source` of which nothing has come.
+    pub fn new(source: Source) -> Self {
+        let (registrations, consents) = Default::default();
+        Self { source, facts: Facts::new(), registrations, consents }
+    }
+
+    /// Takes one fact; a later one with the same key replaces an earlier one. A fact that is not
+    /// the source's to tell is ignored.
+    pub fn take(&mut self, fact: Fact) {
+        match (self.source, fact.source()) {
+            (Source::Ca, Source::Ca) => self.facts.apply(fact),
+            (Source::Hub, Source::Hub) => match self.facts.hub.apply(fact) {
+                Some(Numbered::Registration(pair, registration)) => {
+                    self.registrations.push(pair, registration);
+                }
+                Some(Numbered::Consent(person, consent)) => {
+                    self.consents.push(person, consent);
+                }
+                None => {}
+            },
+            (Source::Ca, Source::Hub) | (Source::Hub, Source::Ca) => {}
+        }
+    }
+
+    /// Everything has come. Sorts the registrations: seconds at national scale.
+    pub fn finish(mut self) -> Loaded {
+        self.facts.hub.registrations = self.registrations.finish();
+        self.facts.hub.consents = self.consents.finish();
+        Loaded { source: self.source, facts: self.facts }
+    }
+}
+
+/// A snapshot that came whole.
+#[derive(Debug)]
+pub struct Loaded {
+    source: Source,
+    facts: Facts,
+}
+
+impl Loaded {
+    /// Whether every fact had room; see [`Facts::complete`].
+    ///
+    /// # Errors
+    /// [`Full`], of the first that had none.
+    pub fn complete(&self) -> Result<(), Full> {
+        self.facts.complete()
     }
 }
 
@@ -360,7 +623,7 @@ mod tests {
         assert_eq!(life_at(&facts, 4), ConsentState::Withdrawn(5));
         facts.apply(consent(2, 6, None, None));
         assert_eq!(life_at(&facts, 7), ConsentState::Given(2));
-        assert_eq!(facts.consents(insured()).len(), 2);
+        assert_eq!(facts.consents(insured()).count(), 2);
     }
 
     #[test]
@@ -377,7 +640,7 @@ mod tests {
             withdrawn: None,
         });
         assert_eq!(life_at(&facts, 1), ConsentState::Absent);
-        assert_eq!(facts.consents(other).len(), 1);
+        assert_eq!(facts.consents(other).count(), 1);
     }
 
     #[test]

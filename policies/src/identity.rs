@@ -12,6 +12,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+mod parts;
+
+pub use parts::OfficeClass;
+
 /// Why a text is not the identifier it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -42,6 +46,11 @@ macro_rules! ascii_identifier {
             pub fn as_str(&self) -> &str {
                 // INVARIANT: only ASCII bytes pass `from_str`.
                 std::str::from_utf8(&self.0).unwrap_or("")
+            }
+
+            /// The identifier's characters, all of them ASCII.
+            pub const fn bytes(&self) -> &[u8; $length] {
+                &self.0
             }
         }
 
@@ -392,11 +401,28 @@ impl Identity {
 
     /// The principal without its terminal: `office/1370000001`. What authorship is recorded under.
     pub fn party(&self) -> String {
+        let (kind, name) = self.party_parts();
+        format!("{kind}/{name}")
+    }
+
+    /// Calls `with` with what [`Identity::party`] says, without making a text of it.
+    pub(crate) fn with_party<T>(&self, with: impl FnOnce(&str) -> T) -> T {
+        let (kind, name) = self.party_parts();
+        let mut bytes = [0; PARTY_BYTES_MAX];
+        let length = kind.len() + 1 + name.len();
+        bytes[..kind.len()].copy_from_slice(kind.as_bytes());
+        bytes[kind.len()] = b'/';
+        bytes[kind.len() + 1..length].copy_from_slice(name.as_bytes());
+        // INVARIANT: both parts are texts.
+        with(std::str::from_utf8(&bytes[..length]).unwrap_or(""))
+    }
+
+    fn party_parts(&self) -> (&'static str, &str) {
         match self {
-            Self::Office { number, .. } => format!("office/{number}"),
-            Self::Municipality { insurer, .. } => format!("municipality/{insurer}"),
-            Self::System { name, .. } => format!("system/{name}"),
-            Self::Operator { name } => format!("operator/{name}"),
+            Self::Office { number, .. } => ("office", number.as_str()),
+            Self::Municipality { insurer, .. } => ("municipality", insurer.as_str()),
+            Self::System { name, .. } => ("system", name.as_str()),
+            Self::Operator { name } => ("operator", name.as_str()),
         }
     }
 
@@ -454,6 +480,9 @@ impl fmt::Display for Identity {
         f.write_str(&self.path())
     }
 }
+
+/// The longest kind and the longest name: a terminal id has 32 characters, no other name has more.
+const PARTY_BYTES_MAX: usize = "municipality/".len() + 32;
 
 /// A member of staff, as the verified staff token names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

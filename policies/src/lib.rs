@@ -9,7 +9,8 @@
 //!  overlays/*.toml ──► overlay ─┘
 //! ```
 //!
-//! `bundle` makes a [`matrix::Matrix`] with its overlays from an operator's policy folder.
+//! `bundle` makes a [`matrix::Matrix`] with its overlays from an operator's policy folder;
+//! `national` invents the facts of a whole country, to measure and to try policies on.
 //!
 //! Invariants:
 //! - nothing here does I/O, reads a clock or spawns a task: time and bytes come in as arguments
@@ -26,6 +27,10 @@ pub mod overlay;
 pub mod feed;
 pub mod facts;
 pub mod reason;
+pub mod problem_document;
 pub mod decide;
 pub mod permit;
+pub mod declared;
 pub mod bundle;
+pub mod national;
+pub mod population;

@@ -15,6 +15,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde::Deserialize;
 
 use crate::document::{DocumentKind, DocumentSet};
 use crate::identity::{InsurerNumber, OfficeNumber, ServiceType};
@@ -34,9 +37,48 @@ use network::Network;
 pub struct Circumstances {
     /// Where the request comes from; an unknown address is in no range.
     pub address: Option<IpAddr>,
+    /// By which network it comes; an unknown one is none.
+    pub network: Option<NetworkKind>,
     /// Reads of persons' documents by the same office in this hour, before this one.
     pub reads_this_hour: u32,
 }
+
+/// By which network a request comes: each listener of a gateway stands on one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkKind {
+    /// The internet.
+    Open,
+    /// The closed network (IP-VPN, 閉域網) of medical institutions and municipalities.
+    Closed,
+}
+
+impl NetworkKind {
+    /// The word in records, cases and overlays.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+impl FromStr for NetworkKind {
+    type Err = UnknownNetwork;
+
+    fn from_str(text: &str) -> Result<Self, UnknownNetwork> {
+        match text {
+            "open" => Ok(Self::Open),
+            "closed" => Ok(Self::Closed),
+            _ => Err(UnknownNetwork),
+        }
+    }
+}
+
+/// Not the word of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a network is `open` or `closed`")]
+pub struct UnknownNetwork;
 
 /// For whom an overlay is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +106,8 @@ pub struct Overlay {
     pub hours: Option<Vec<Window>>,
     /// From where they may ask.
     pub addresses: Option<Vec<Network>>,
+    /// By which networks they may ask.
+    pub networks: Option<Vec<NetworkKind>>,
     /// Kinds of document that are paused.
     pub paused_documents: DocumentSet,
     /// Service types whose rules are paused: what an office may only through them is closed.
@@ -91,7 +135,7 @@ pub struct Request<'a> {
     pub document: Option<DocumentKind>,
     /// When, Unix seconds.
     pub now: u64,
-    /// Address and count.
+    /// Address, network and count.
     pub circumstances: Circumstances,
 }
 
@@ -233,7 +277,7 @@ impl Overlay {
                 reasons.insert(reason);
             }
         };
-        let Circumstances { address, reads_this_hour } = request.circumstances;
+        let Circumstances { address, network, reads_this_hour } = request.circumstances;
         if let Some(max) = self.reads_per_hour_max {
             let over = counts_as_read(request.action) && reads_this_hour >= max;
             close(over, Reason::BulkCeiling);
@@ -246,6 +290,10 @@ impl Overlay {
         if let Some(ranges) = &self.addresses {
             let inside = |address| ranges.iter().any(|range| range.contains(address));
             close(!address.is_some_and(inside), Reason::AddressNotAllowed);
+        }
+        if let Some(networks) = &self.networks {
+            let inside = network.is_some_and(|network| networks.contains(&network));
+            close(!inside, Reason::AddressNotAllowed);
         }
         let document = written_or_read(request);
         let paused = document.is_some_and(|kind| self.paused_documents.contains(kind));
@@ -266,6 +314,10 @@ impl Overlay {
         if let Some(ranges) = &self.addresses {
             let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
             parts.push(format!("from {}", ranges.join(" ")));
+        }
+        if let Some(networks) = &self.networks {
+            let networks: Vec<&str> = networks.iter().map(|network| network.as_str()).collect();
+            parts.push(format!("by the {} network", networks.join(" or ")));
         }
         let documents: Vec<&str> = self.paused_documents.iter().map(|kind| kind.as_str()).collect();
         if !documents.is_empty() {

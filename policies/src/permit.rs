@@ -86,6 +86,7 @@ pub enum Error {
 }
 
 /// The key shared by gateway and hub.
+#[derive(Clone)]
 pub struct PermitKey(hmac::Key);
 
 /// Claims that were checked by [`PermitKey::open`].

@@ -33,7 +33,7 @@ named! {
         /// The staff token has run out.
         StaffTokenExpired = "staff_token_expired",
         /// The staff token belongs to another terminal's certificate.
-        StaffTokenOtherTerminal = "staff_token_other_terminal",
+        TokenNotBound = "token_not_bound",
         /// The staff session was ended.
         StaffSessionEnded = "staff_session_ended",
         /// Too many requests.
@@ -82,6 +82,8 @@ named! {
         AuditUnavailable = "audit_unavailable",
         /// The hub does not answer.
         UpstreamUnavailable = "upstream_unavailable",
+        /// The hub's answer is not the permitted one.
+        ResponseMismatch = "response_mismatch",
     }
 }
 
@@ -123,9 +125,10 @@ impl Reason {
             Self::StaffTokenMissing
             | Self::StaffTokenInvalid
             | Self::StaffTokenExpired
-            | Self::StaffTokenOtherTerminal
+            | Self::TokenNotBound
             | Self::StaffSessionEnded => 401,
             Self::RateLimited | Self::BulkCeiling => 429,
+            Self::ResponseMismatch => 502,
             Self::FactsStale | Self::AuditUnavailable | Self::UpstreamUnavailable => 503,
             Self::CertificateKindRefused
             | Self::CertificateRevoked
@@ -186,7 +189,7 @@ impl Reason {
             Self::StaffTokenExpired => {
                 "ログインの有効時間が過ぎました。もう一度ログインしてください。"
             }
-            Self::StaffTokenOtherTerminal => {
+            Self::TokenNotBound => {
                 "このログインは別の端末で行われたものです。この端末でログインしてください。"
             }
             Self::StaffSessionEnded => {
@@ -235,6 +238,9 @@ impl Reason {
             Self::UpstreamUnavailable => {
                 "介護情報基盤に接続できません。しばらくしてから再度お試しください。"
             }
+            Self::ResponseMismatch => {
+                "応答の内容を確認できないため、お渡しできません。運用者に要求番号をお伝えください。"
+            }
         }
     }
 
@@ -254,7 +260,7 @@ impl Reason {
             Self::StaffTokenMissing => "a staff login is required",
             Self::StaffTokenInvalid => "the staff token is not valid; log in again",
             Self::StaffTokenExpired => "the staff token has run out; log in again",
-            Self::StaffTokenOtherTerminal => "the staff token belongs to another terminal",
+            Self::TokenNotBound => "the staff token belongs to another terminal",
             Self::StaffSessionEnded => "the staff session has ended; log in again",
             Self::RateLimited => "too many requests; try again later",
             Self::BulkCeiling => {
@@ -289,6 +295,9 @@ impl Reason {
             Self::DocumentState => "the document's state does not allow this",
             Self::AuditUnavailable => "the audit log cannot be written; try again later",
             Self::UpstreamUnavailable => "the hub does not answer; try again later",
+            Self::ResponseMismatch => {
+                "the answer was not the permitted one and is withheld; tell the operator"
+            }
         }
     }
 
@@ -305,14 +314,15 @@ impl Reason {
             | Self::AddressNotAllowed
             | Self::Paused
             | Self::AuditUnavailable
-            | Self::UpstreamUnavailable => Fixer::Operator,
+            | Self::UpstreamUnavailable
+            | Self::ResponseMismatch => Fixer::Operator,
             Self::CertificateExpired
             | Self::NoSuchOperation
             | Self::BadRequest
             | Self::StaffTokenMissing
             | Self::StaffTokenInvalid
             | Self::StaffTokenExpired
-            | Self::StaffTokenOtherTerminal
+            | Self::TokenNotBound
             | Self::StaffSessionEnded
             | Self::RateLimited
             | Self::WrongJob
@@ -344,7 +354,7 @@ impl Reason {
                 | Self::StaffTokenMissing
                 | Self::StaffTokenInvalid
                 | Self::StaffTokenExpired
-                | Self::StaffTokenOtherTerminal
+                | Self::TokenNotBound
                 | Self::StaffSessionEnded
                 | Self::BulkCeiling
                 | Self::OutOfHours
@@ -456,61 +466,9 @@ impl Serialize for ReasonSet {
     }
 }
 
-/// The body of every refusal, of gateway and hub alike: what a client sees.
-#[derive(Debug, Serialize)]
-pub struct ErrorBody {
-    error: ErrorFields,
-}
-
-#[derive(Debug, Serialize)]
-struct ErrorFields {
-    code: String,
-    message: String,
-    message_ja: String,
-    fix_by: Fixer,
-    missing: Vec<&'static str>,
-    request_id: String,
-}
-
-impl ErrorBody {
-    /// The body for a refusal. Of several reasons, those that would tell something about a person
-    /// to whom the principal may not look are left out (see [`Reason::reveals_person`]).
-    pub fn new(reasons: ReasonSet, request_id: &str) -> Self {
-        let shown: Vec<Reason> = reasons.told().iter().collect();
-        let primary = shown.first().copied().unwrap_or(Reason::NotShared);
-        Self {
-            error: ErrorFields {
-                code: primary.as_str().to_owned(),
-                message: primary.en().to_owned(),
-                message_ja: primary.ja().to_owned(),
-                fix_by: primary.fixer(),
-                missing: shown.iter().map(Reason::as_str).collect(),
-                request_id: request_id.to_owned(),
-            },
-        }
-    }
-
-    /// The body as JSON text.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_unregistered_office_is_told_nothing_about_the_person() {
-        let reasons: ReasonSet = [Reason::NotLive, Reason::NotRegistered, Reason::ConsentWithdrawn]
-            .into_iter()
-            .collect();
-        let json = ErrorBody::new(reasons, "r1").to_json();
-        assert!(json.contains(r#""code":"not_registered""#), "{json}");
-        assert!(json.contains(r#""missing":["not_registered"]"#), "{json}");
-        let registered = ErrorBody::new(Reason::ConsentWithdrawn.into(), "r1").to_json();
-        assert!(registered.contains("consent_withdrawn"), "{registered}");
-    }
 
     #[test]
     fn a_principal_in_question_is_told_only_about_itself() {

@@ -96,7 +96,7 @@ proptest! {
         query.now = NOW + day * 86_400;
         query.not_after = query.now;
         let address = address.map(|text| text.parse().unwrap());
-        query.circumstances = Circumstances { address, reads_this_hour: reads };
+        query.circumstances = Circumstances { address, network: None, reads_this_hour: reads };
         let wide = decide(&MATRICES[profile], &facts, &query);
         let now = decide(&narrow, &facts, &query);
         prop_assert!(wide.is_allow() || !now.is_allow(), "{texts:?}: {wide:?} {now:?}");

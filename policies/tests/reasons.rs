@@ -17,7 +17,8 @@ use policies::feed::Fact;
 use policies::identity::{Identity, InsuredKey, Job, Staff};
 use policies::matrix::{Matrix, Profile};
 use policies::operations::{Action, Operation};
-use policies::reason::{ErrorBody, Reason, ReasonSet};
+use policies::problem_document::ProblemDocument;
+use policies::reason::{Reason, ReasonSet};
 use world::{Case, NOW, OpinionRequest, Subject, insured, office_number};
 
 /// A request with everything in order, to take one thing away from.
@@ -384,7 +385,9 @@ fn an_unregistered_office_cannot_tell_persons_apart() {
                     let operation = Operation { insured: Some(insured), ..operation.clone() };
                     match world::decided(&matrix, &subject, facts, &operation) {
                         Decision::Allow(_) => panic!("{} {operation:?}", subject.name),
-                        Decision::Deny(denial) => ErrorBody::new(denial.reasons, "r").to_json(),
+                        Decision::Deny(denial) => {
+                            ProblemDocument::of(denial.reasons, 403, "r").to_json()
+                        }
                     }
                 };
                 let known = answer(&facts[0], insured());

@@ -13,7 +13,7 @@ use crate::feed::Fact;
 use crate::identity::{Identity, InsuredKey, Job, OfficeNumber, Serial, ServiceType, Staff};
 use crate::matrix::Matrix;
 use crate::operations::{Operation, Operations};
-use crate::overlay::{Circumstances, hours};
+use crate::overlay::{Circumstances, NetworkKind, hours};
 use crate::problem::{Problem, did_you_mean};
 use crate::reason::{Reason, ReasonSet};
 
@@ -39,6 +39,8 @@ pub struct Case {
     pub at: String,
     /// From where.
     pub address: Option<IpAddr>,
+    /// By which network: `open` or `closed`.
+    pub network: Option<NetworkKind>,
     /// Reads by the same office before this one in the hour.
     #[serde(default)]
     pub reads_this_hour: u32,
@@ -159,6 +161,7 @@ pub fn run(case: &Case, matrix: &Matrix) -> Result<Ran, (String, String)> {
         feeds: FeedState::fresh(),
         circumstances: Circumstances {
             address: case.address,
+            network: case.network,
             reads_this_hour: case.reads_this_hour,
         },
     };

@@ -240,7 +240,7 @@ impl Context<'_> {
 
     fn explain_cells(&self, document: DocumentKind) -> Vec<Way> {
         let mut ways = Vec::new();
-        for standing in self.standings() {
+        for standing in self.standings.iter() {
             let cell = self.matrix.cell(document, standing);
             let way = |own_only, open, gates, source: &str| Way {
                 r#for: standing.to_string(),
@@ -338,16 +338,12 @@ impl Context<'_> {
     }
 
     fn need_fact(&self, need: Needs, way: &Candidate<'_>) -> String {
-        let request = || match (self.query.principal.office(), self.query.operation.insured) {
-            (Some(office), Some(insured)) => self.facts.opinion_request(office, insured),
-            (Some(_), None) | (None, Some(_)) | (None, None) => None,
-        };
         match need {
             Needs::LIVE => match self.insurer().and_then(|insurer| self.facts.sharing(insurer)) {
                 Some(from) => format!("the municipality shares from {from}"),
                 None => "the municipality does not share".to_owned(),
             },
-            Needs::REGISTERED => match self.registration() {
+            Needs::REGISTERED => match self.registration {
                 RegistrationState::InForce(from) => format!("registered since {from}"),
                 RegistrationState::Over(at) => format!("the registration was over at {at}"),
                 RegistrationState::Absent => "no registration".to_owned(),
@@ -358,11 +354,9 @@ impl Context<'_> {
                 ConsentState::Expired(at) => format!("consent ended at {at}"),
                 ConsentState::Absent => "no consent to this kind of document".to_owned(),
             },
-            Needs::PLANS_FOR if self.pair_is(Facts::plans_for) => {
-                "the office makes the plan".to_owned()
-            }
+            Needs::PLANS_FOR if self.makes_the_plan() => "the office makes the plan".to_owned(),
             Needs::PLANS_FOR => "the office does not make the plan".to_owned(),
-            _ => match request() {
+            _ => match self.opinion_request() {
                 Some(true) => "an open 主治医意見書作成依頼".to_owned(),
                 Some(false) => "an answered 主治医意見書作成依頼".to_owned(),
                 None => "no 主治医意見書作成依頼 to this institution".to_owned(),

@@ -62,7 +62,12 @@ impl Needs {
 
     /// The needs, one by one, in gate order.
     pub fn iter(self) -> impl Iterator<Item = Self> {
-        Self::NAMES.iter().map(|(_, need)| *need).filter(move |need| self.contains(*need))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let next = left & left.wrapping_neg();
+            left ^= next;
+            (next != 0).then_some(Self(next))
+        })
     }
 
     /// Whether every need of `other` is in this set.
@@ -107,6 +112,7 @@ pub struct Grant {
     any: [Option<Needs>; DocumentKind::ALL.len()],
     own: [Option<Needs>; DocumentKind::ALL.len()],
     needs: Needs,
+    documents: DocumentSet,
 }
 
 impl Grant {
@@ -129,7 +135,7 @@ impl Grant {
 
     /// The kinds of document that are open, whichever versions.
     pub fn documents(&self) -> DocumentSet {
-        self.kinds().map(|kind| kind.document).collect()
+        self.documents
     }
 
     /// A grant that is not about documents.
@@ -142,6 +148,7 @@ impl Grant {
     }
 
     pub(super) fn open(&mut self, document: DocumentKind, rule: &Rule) {
+        self.documents.insert(document);
         let slots = if rule.own_only { &mut self.own } else { &mut self.any };
         let slot = &mut slots[document as usize];
         // Of several open ways the one that leans on the fewest facts.

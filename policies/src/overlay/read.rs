@@ -65,6 +65,9 @@ impl Reader<'_> {
             applies_to,
             hours: fields.get("hours").map(|value| self.hours(value)),
             addresses: fields.get("addresses").map(|value| self.addresses(value)),
+            networks: fields
+                .get("networks")
+                .map(|value| self.list(value, "networks", &["open", "closed"])),
             paused_documents: DocumentSet::EMPTY,
             paused_service_types: Vec::new(),
             paused_entirely: false,
@@ -385,8 +388,9 @@ fn form_of(key: &str) -> &'static str {
     }
 }
 
-const NARROWING: [&str; 5] = ["hours", "addresses", "paused", "bulk", "pilot"];
-const KEYS: [&str; 7] = ["source", "applies-to", "hours", "addresses", "paused", "bulk", "pilot"];
+const NARROWING: [&str; 6] = ["hours", "addresses", "networks", "paused", "bulk", "pilot"];
+const KEYS: [&str; 8] =
+    ["source", "applies-to", "hours", "addresses", "networks", "paused", "bulk", "pilot"];
 const TARGETS: [&str; 4] = ["offices", "service-types", "municipalities", "every-office"];
 
 /// What somebody writes who wants to open something.

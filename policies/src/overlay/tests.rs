@@ -20,7 +20,11 @@ fn request(at: &str, address: &str, reads_this_hour: u32) -> Request<'static> {
         action: Action::ViewDocument,
         document: Some(DocumentKind::InsuredCard),
         now: hours::unix(at).unwrap(),
-        circumstances: Circumstances { address: address.parse().ok(), reads_this_hour },
+        circumstances: Circumstances {
+            address: address.parse().ok(),
+            network: Some(NetworkKind::Closed),
+            reads_this_hour,
+        },
     }
 }
 
@@ -32,6 +36,7 @@ fn reasons(text: &str, request: &Request<'_>) -> Vec<Reason> {
 fn each_overlay_refuses_for_its_reason_alone() {
     let hours = "[[hours]]\ndays = [\"mon\"]\nfrom = \"09:00\"\nuntil = \"17:00\"\n";
     let addresses = "[addresses]\nallowed = [\"203.0.113.0/24\"]\n";
+    let networks = "networks = [\"closed\"]\n";
     let bulk = "[bulk]\nreads-per-hour-max = 3\n";
     let paused = "[paused]\ndocuments = [\"insured-card\"]\n";
     let good = request(MONDAY_10, "203.0.113.9", 2);
@@ -44,6 +49,16 @@ fn each_overlay_refuses_for_its_reason_alone() {
     assert_eq!(reasons(addresses, &elsewhere), [Reason::AddressNotAllowed]);
     let unknown = request(MONDAY_10, "", 2);
     assert_eq!(reasons(addresses, &unknown), [Reason::AddressNotAllowed]);
+    for (network, refused) in [
+        (Some(NetworkKind::Closed), vec![]),
+        (Some(NetworkKind::Open), vec![Reason::AddressNotAllowed]),
+        (None, vec![Reason::AddressNotAllowed]),
+    ] {
+        let circumstances = Circumstances { network, ..good.circumstances };
+        let text = format!("source = \"test\"\n{networks}[applies-to]\nevery-office = true\n");
+        let closed = parsed(&[&text]).gate(&Request { circumstances, ..good }).reasons;
+        assert_eq!(closed.iter().collect::<Vec<_>>(), refused, "{network:?}");
+    }
     let fourth = request(MONDAY_10, "203.0.113.9", 3);
     assert_eq!(reasons(bulk, &fourth), [Reason::BulkCeiling]);
     assert_eq!(reasons(paused, &good), [Reason::Paused]);

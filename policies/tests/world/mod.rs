@@ -128,13 +128,7 @@ pub fn serial() -> Serial {
 pub fn facts(subject: &Subject, case: Case) -> Facts {
     let (office, insured) = (office_number(), insured());
     let mut facts = Facts::new();
-    facts.apply(Fact::Office {
-        number: office,
-        service_types: subject.service_types.iter().map(|code| code.parse().unwrap()).collect(),
-        medical: subject.medical,
-        suspended: false,
-        name: String::new(),
-    });
+    facts.apply(office_fact(subject, false));
     let from = case.live.then_some(NOW - 10);
     facts.apply(Fact::Sharing { insurer: insured.insurer, from });
     if case.author {
@@ -158,6 +152,13 @@ pub fn facts(subject: &Subject, case: Case) -> Facts {
         facts.apply(Fact::OpinionRequest { office, insured, open });
     }
     facts
+}
+
+/// The office's record as the operator registered it.
+pub fn office_fact(subject: &Subject, suspended: bool) -> Fact {
+    let service_types = subject.service_types.iter().map(|code| code.parse().unwrap()).collect();
+    let (number, medical, name) = (office_number(), subject.medical, String::new());
+    Fact::Office { number, service_types, medical, suspended, name }
 }
 
 /// The staff token of the subject, if it is an office.
