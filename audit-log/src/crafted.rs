@@ -213,6 +213,7 @@ pub(crate) fn sample(n: u64) -> Event {
             facts_ca_seq: n,
             facts_hub_seq: n,
             client_addr: "192.0.2.7:50000".into(),
+            network: None,
         },
         1 | 3 | 5 => Event::Completion {
             reasons: Vec::new(),

@@ -132,6 +132,9 @@ pub enum Event {
         facts_hub_seq: u64,
         /// Address and port of the client.
         client_addr: String,
+        /// By which network it came, if by another than the internet: `closed`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        network: Option<String>,
     },
     /// The answer to a request has left, or was broken off.
     Completion {
@@ -236,6 +239,9 @@ pub enum Event {
     },
     /// The program that writes this log ends in good order.
     ServiceStopped,
+    /// Another process of the same program takes this one's place and goes on with the log; what
+    /// this one still answers is recorded through it.
+    HandedOver,
     /// A signed tree head over all records before this one, written by the log itself.
     Checkpoint {
         /// C2SP signed note: a tlog-checkpoint of the log so far.
@@ -298,6 +304,7 @@ impl Event {
             | Self::Outcome { .. }
             | Self::ServiceStarted { .. }
             | Self::ServiceStopped
+            | Self::HandedOver
             | Self::Checkpoint { .. }
             | Self::TailCut { .. }
             | Self::Unfinished { .. }

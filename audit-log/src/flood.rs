@@ -202,6 +202,7 @@ impl Counts {
             | Event::Effect { .. }
             | Event::Outcome { .. }
             | Event::ServiceStarted { .. }
+            | Event::HandedOver
             | Event::ServiceStopped
             | Event::Checkpoint { .. }
             | Event::TailCut { .. }
@@ -272,6 +273,7 @@ fn party(event: &Event) -> Option<Party> {
         | Event::Effect { .. }
         | Event::Outcome { .. }
         | Event::ServiceStarted { .. }
+        | Event::HandedOver
         | Event::ServiceStopped
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
@@ -314,6 +316,7 @@ mod tests {
             facts_ca_seq: 1,
             facts_hub_seq: 1,
             client_addr: "192.0.2.1:1".into(),
+            network: None,
         }
     }
 

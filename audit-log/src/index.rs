@@ -206,6 +206,7 @@ pub(crate) fn terms_of(event: &Event, add: &mut dyn FnMut(Part, &str)) {
         }
         Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unavailable { .. }

@@ -74,12 +74,12 @@ impl Keeper {
         Ok(Self { told, stopping, threads: [heads, segments] })
     }
 
-    /// Where the writer says what it did.
-    pub(crate) fn ear(&self) -> Sender<Told> {
-        self.told.clone()
+    /// Hears what the writer did. What a keeper that ended leaves undone is done at the next start.
+    pub(crate) fn tell(&self, told: Told) {
+        let _ = self.told.send(told);
     }
 
-    /// Ends it after the segment it is at. The writer must have ended before.
+    /// Ends it after the segment it is at.
     pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::Relaxed);
         drop(self.told);

@@ -15,7 +15,8 @@
 //!   that writer and verifier share.
 //! - `checkpoint`: signed tree heads and their keys; `tree`: the Merkle tree while appending.
 //! - `log`: the queue; `flood`, `clock`: what is written and when; `writer`: group commit,
-//!   checkpoints, rotation, recovery; `segment`: the files; `keeper`: compression and retention.
+//!   checkpoints, rotation, recovery; `handover`: to the process that takes its place; `segment`:
+//!   the files; `keeper`: compression and retention.
 //! - `read`: streams the records; `verify`: names the first bad one; `prove`: shows one record to
 //!   somebody who has nothing else; `index`, `search`: finds records.
 //! - `metrics`: what a log counts about itself.
@@ -32,6 +33,7 @@ mod log;
 mod flood;
 mod clock;
 mod writer;
+mod handover;
 mod segment;
 mod keeper;
 mod read;

@@ -19,6 +19,7 @@
 //! [`Durability::Async`] at most [`UNSYNCED_RECORDS_MAX`] written records or [`SYNC_INTERVAL`], and
 //! [`ASYNC_QUEUE_BYTES_MAX`] of queued ones when the disk stalls, can be lost.
 
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,8 @@ use crate::clock::Clock;
 use crate::encoding::EVENT_BYTES_MAX;
 use crate::entry::Event;
 use crate::flood::Flood;
-use crate::keeper::{Keeper, RETENTION_GRACE};
+use crate::handover::Link;
+use crate::keeper::RETENTION_GRACE;
 use crate::metrics::Metrics;
 use crate::segment::Disk;
 use crate::writer::Writer;
@@ -50,6 +52,12 @@ pub const PERMIT_RESERVE_BYTES: u64 = 192 * 1024 * 1024;
 pub const UNSYNCED_RECORDS_MAX: u64 = 4096;
 /// Longest time that [`Durability::Async`] leaves a record without fdatasync.
 pub const SYNC_INTERVAL: Duration = Duration::from_millis(50);
+/// Longest time that records gather before they are written when nobody waits for them
+/// ([`Durability::Async`]): waking the writer for each costs more than the record. Part of
+/// [`SYNC_INTERVAL`].
+pub(crate) const GATHER_INTERVAL: Duration = Duration::from_millis(10);
+/// Records that are written without further gathering.
+const GATHER_RECORDS_MAX: usize = 512;
 /// Pause between attempts to write again after a failure.
 pub const REOPEN_INTERVAL: Duration = Duration::from_millis(500);
 /// Default of [`Options::segment_bytes_max`].
@@ -223,18 +231,54 @@ impl AuditLog {
     /// As [`AuditLog::open`].
     pub fn open_on(disk: Disk, dir: &Path, options: Options) -> Result<Self, Error> {
         let metrics = Metrics::new().map_err(Error::Metrics)?;
-        let settings = options.clone();
-        let mut writer = Writer::open(disk, dir, options, metrics.clone())?;
-        let shared = Arc::new(Shared::new(&settings, writer.last_at_ms(), metrics));
+        let writer = Writer::open(disk, dir, options, metrics, Begun::ByItself)?;
+        Self::start(writer, dir)
+    }
+
+    /// Takes the log over from the process at the other end of `predecessor`, which called
+    /// [`AuditLog::hand_over`], and appends what that process still has to say. What it left open
+    /// is not told as unfinished: it goes on there.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`]; [`Error::Io`] if the other process does not give the log up.
+    pub fn take_over(dir: &Path, options: Options, predecessor: UnixStream) -> Result<Self, Error> {
+        let io_error = |source| Error::io("take over", dir, source);
+        let mut link = Link::await_release(predecessor).map_err(io_error)?;
+        let metrics = Metrics::new().map_err(Error::Metrics)?;
+        let writer = Writer::open(Disk::real(), dir, options, metrics, Begun::TakenOver)?;
+        link.confirm().map_err(io_error)?;
+        let log = Self::start(writer, dir)?;
+        let shared = Arc::clone(&log.handle.shared);
+        std::thread::Builder::new()
+            .name("audit-handover".to_owned())
+            .spawn(move || link.receive(&shared))
+            .map_err(|source| Error::io("start the reader of", dir, source))?;
+        Ok(log)
+    }
+
+    fn start(mut writer: Writer, dir: &Path) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::new(&writer));
         shared.committed.send_replace(writer.records_on_disk());
-        let keeper = Keeper::start(dir, settings, Arc::clone(&shared))?;
-        writer.attach(Arc::clone(&shared), keeper.ear());
+        writer.attach(&shared)?;
         let thread = std::thread::Builder::new()
             .name("audit-log".to_owned())
             .spawn(move || writer.run())
             .map_err(|source| Error::io("start the writer of", dir, source))?;
-        let thread = Mutex::new(Some((thread, keeper)));
-        Ok(Self { handle: Arc::new(Handle { shared, thread }) })
+        Ok(Self { handle: Arc::new(Handle { shared, thread: Mutex::new(Some(thread)) }) })
+    }
+
+    /// Gives the log to the process at the other end of `successor`, which calls
+    /// [`AuditLog::take_over`]. From then on what is appended here passes through it. Returns when
+    /// the successor has the log; [`AuditLog::committed`] then stands still.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the successor does not take it; the log is then written here as before.
+    pub async fn hand_over(&self, successor: UnixStream) -> Result<(), Error> {
+        let (told, done) = oneshot::channel();
+        let shared = &self.handle.shared;
+        shared.lock().successor = Some(Handing { successor, told });
+        shared.wake.notify_one();
+        done.await.unwrap_or_else(|_| Err(Error::Unavailable { reason: STOPPED.into() }))
     }
 
     /// Queues an event. A refusal that is part of a flood is only counted
@@ -350,8 +394,33 @@ pub(crate) struct Queued {
     pub(crate) waiter: Option<oneshot::Sender<Committed>>,
 }
 
+impl Queued {
+    /// A record that nobody waits for.
+    pub(crate) fn own(json: Vec<u8>) -> Self {
+        let (number, at_ms, appended) = (0, 0, Instant::now());
+        Self { number, at_ms, is_refusal: false, json, appended, waiter: None }
+    }
+}
+
+/// To whom the log is to be given, and whom to tell when that is done.
+pub(crate) struct Handing {
+    pub(crate) successor: UnixStream,
+    pub(crate) told: oneshot::Sender<Result<(), Error>>,
+}
+
+/// How a writer comes to its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begun {
+    /// The process that wrote before has ended.
+    ByItself,
+    /// The process that wrote before goes on, and says what it still has to say.
+    TakenOver,
+}
+
 /// What the writer is to do next.
 pub(crate) enum Work {
+    /// Give the log away.
+    HandOver(Handing),
     /// Commit these records.
     Batch(Vec<Queued>),
     /// Nothing came until the time that the writer asked to be woken at.
@@ -383,17 +452,21 @@ struct Queue {
     unavailable: Option<Arc<str>>,
     /// Appends that were refused since that was last told; refusals, which are counted, aside.
     refused: u64,
+    successor: Option<Handing>,
     closed: bool,
 }
 
 impl Shared {
-    fn new(options: &Options, last_at_ms: i64, metrics: Metrics) -> Self {
+    fn new(writer: &Writer) -> Self {
+        let options = writer.options();
+        let metrics = writer.metrics().clone();
         let queue = Queue {
             records: Vec::new(),
             bytes: 0,
-            clock: Clock::new(last_at_ms),
+            clock: Clock::new(writer.last_at_ms()),
             unavailable: None,
             refused: 0,
+            successor: None,
             closed: false,
         };
         metrics.available.set(1);
@@ -435,6 +508,7 @@ impl Shared {
             self.metrics.records_refused.inc();
             return Err(Error::Unavailable { reason });
         }
+        let before = queue.records.len();
         let (at_ms, step) = queue.clock.read();
         if let Some(step) = step.and_then(|step| encode(&step).ok()) {
             tracing::warn!("audit log: the system's clock was set");
@@ -448,10 +522,20 @@ impl Shared {
             Durability::Async => (None, None),
         };
         queue.put(at_ms, json, is_refusal, waiter);
+        let wakes = match self.durability {
+            Durability::BeforeResponse => true,
+            // The writer wakes to begin gathering, and to end it before its time.
+            Durability::Async => {
+                let enough = |records| records >= GATHER_RECORDS_MAX;
+                before == 0 || enough(queue.records.len()) && !enough(before)
+            }
+        };
         self.metrics.queue_records.set(i64::try_from(queue.records.len()).unwrap_or(i64::MAX));
         self.metrics.queue_bytes.set(i64::try_from(queue.bytes).unwrap_or(i64::MAX));
         drop(queue);
-        self.wake.notify_one();
+        if wakes {
+            self.wake.notify_one();
+        }
         Ok(Receipt { waiting, counted: false })
     }
 
@@ -459,6 +543,14 @@ impl Shared {
     pub(crate) fn next(&self, due: Option<Instant>) -> Work {
         let mut queue = self.lock();
         loop {
+            if let Some(handing) = queue.successor.take() {
+                return Work::HandOver(handing);
+            }
+            if let Some(left) = self.gathering(&queue) {
+                let waited = self.wake.wait_timeout(queue, left);
+                queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
             if !queue.records.is_empty() {
                 queue.bytes = 0;
                 self.metrics.queue_records.set(0);
@@ -469,11 +561,17 @@ impl Shared {
                 return Work::End;
             }
             if queue.unavailable.is_some() {
-                let (queue, _) = self
+                let (mut queue, _) = self
                     .wake
-                    .wait_timeout_while(queue, REOPEN_INTERVAL, |queue| !queue.closed)
+                    .wait_timeout_while(queue, REOPEN_INTERVAL, |queue| {
+                        !queue.closed && queue.successor.is_none()
+                    })
                     .unwrap_or_else(PoisonError::into_inner);
-                return if queue.closed { Work::End } else { Work::Recover };
+                return match queue.successor.take() {
+                    Some(handing) => Work::HandOver(handing),
+                    None if queue.closed => Work::End,
+                    None => Work::Recover,
+                };
             }
             queue = match due.map(|due| due.saturating_duration_since(Instant::now())) {
                 None => self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner),
@@ -483,6 +581,18 @@ impl Shared {
                 }
             };
         }
+    }
+
+    /// How long the records in the queue may still wait for others.
+    fn gathering(&self, queue: &Queue) -> Option<Duration> {
+        let first = queue.records.first()?;
+        if self.durability == Durability::BeforeResponse
+            || queue.closed
+            || queue.records.len() >= GATHER_RECORDS_MAX
+        {
+            return None;
+        }
+        GATHER_INTERVAL.checked_sub(first.appended.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// The time of a record that the log itself writes now; `None` while records wait that have
@@ -583,20 +693,19 @@ impl Queue {
     }
 }
 
-/// Owns the threads of the writer and its keeper.
+/// Owns the writer's thread.
 struct Handle {
     shared: Arc<Shared>,
-    thread: Mutex<Option<(JoinHandle<()>, Keeper)>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Handle {
     fn stop(&self) {
         self.shared.close();
-        let threads = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((writer, keeper)) = threads {
+        let writer = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
             // The writer's own end has already told waiting receipts if it panicked.
             let _ = writer.join();
-            keeper.stop();
         }
     }
 }

@@ -18,17 +18,18 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use crate::clock::now_ms;
 use crate::encoding;
 use crate::entry::Event;
 use crate::flood::{FLUSH_INTERVAL, FLUSH_INTERVAL_LOW};
-use crate::keeper::Told;
+use crate::handover::Link;
+use crate::keeper::{Keeper, Told};
 use crate::log::{
-    DISK_RESERVE_BYTES, Durability, Error, Options, PERMIT_RESERVE_BYTES, Queued, STOPPED,
-    SYNC_INTERVAL, Shared, UNSYNCED_RECORDS_MAX, Work, encode,
+    Begun, DISK_RESERVE_BYTES, Durability, Error, GATHER_INTERVAL, Handing, Options,
+    PERMIT_RESERVE_BYTES, Queued, STOPPED, SYNC_INTERVAL, Shared, UNSYNCED_RECORDS_MAX, Work,
+    encode,
 };
 use crate::metrics::Metrics;
 use crate::segment::{self, Disk, Open, Position};
@@ -40,7 +41,7 @@ pub(crate) struct Writer {
     options: Options,
     metrics: Metrics,
     shared: Option<Arc<Shared>>,
-    keeper: Option<Sender<Told>>,
+    keeper: Option<Keeper>,
     file: File,
     head: Position,
     durable: Position,
@@ -59,8 +60,19 @@ pub(crate) struct Writer {
     distrusted: bool,
     /// The outage that lasts: its reason, since when, and how many records were refused.
     outage: Option<(Arc<str>, i64, u64)>,
-    /// Held open: the lock ends with the writer.
-    _lock: File,
+    /// Held open: the lock ends with the writer. `None` while the log is another process's, or may
+    /// be.
+    lock: Option<File>,
+}
+
+/// A log that was found or begun, with its lock.
+struct Found {
+    lock: File,
+    file: File,
+    head: Position,
+    /// A checkpoint that may not have been shown.
+    unseen: Option<String>,
+    own: VecDeque<Event>,
 }
 
 impl Writer {
@@ -70,36 +82,14 @@ impl Writer {
         dir: &Path,
         options: Options,
         metrics: Metrics,
+        begun: Begun,
     ) -> Result<Self, Error> {
         if !encoding::is_source_name(&options.source) {
             return Err(Error::BadSource(options.source));
         }
         segment::create_dir(dir)?;
-        let lock = lock(dir)?;
-        segment::set_format_1_aside(dir)?;
-        let segments =
-            encoding::list_segments(dir).map_err(|source| Error::io("list", dir, source))?;
-        let mut own = VecDeque::new();
-        let mut unseen = None;
-        let shown = segment::shown(dir, options.key.verifying_key())?;
-        let (file, head) = match &segments[..] {
-            [] => {
-                segment::must_be_new(dir)?;
-                segment::begin(&disk, dir, &options.source, &Position::origin(now_ms()))?
-            }
-            [before @ .., (_, last)] => {
-                let open = before.last().map(|(_, path)| Open::of_segment(path));
-                let open = open.unwrap_or_default();
-                let shown = shown.as_ref();
-                let resumed = segment::resume(&disk, dir, last, &options.source, shown, open)?;
-                own.extend(resumed.cut);
-                own.extend(resumed.open.events());
-                // The last end may have come before it was shown.
-                unseen = resumed.note;
-                (resumed.file, resumed.end)
-            }
-        };
-        let uncovered = head.covered < head.tree.size();
+        let found = find(&disk, dir, &options, begun)?;
+        let uncovered = found.head.covered < found.head.tree.size();
         Ok(Self {
             disk,
             dir: dir.to_owned(),
@@ -107,19 +97,29 @@ impl Writer {
             metrics,
             shared: None,
             keeper: None,
-            file,
-            durable: head.clone(),
-            head,
+            file: found.file,
+            durable: found.head.clone(),
+            head: found.head,
             unsynced_since: None,
             uncovered_since: uncovered.then(Instant::now),
-            unseen,
+            unseen: found.unseen,
             counting_since: None,
-            own,
+            own: found.own,
             own_unsynced: Vec::new(),
             distrusted: false,
             outage: None,
-            _lock: lock,
+            lock: Some(found.lock),
         })
+    }
+
+    /// How the log is kept.
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What the log counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// The time of the last line, Unix milliseconds.
@@ -132,10 +132,11 @@ impl Writer {
         self.durable.tree.size()
     }
 
-    /// Joins the writer to the queue it serves, and to the keeper of what it leaves behind.
-    pub(crate) fn attach(&mut self, shared: Arc<Shared>, keeper: Sender<Told>) {
-        self.shared = Some(shared);
-        self.keeper = Some(keeper);
+    /// Joins the writer to the queue it serves, and starts the keeper of what it leaves behind.
+    pub(crate) fn attach(&mut self, shared: &Arc<Shared>) -> Result<(), Error> {
+        self.keeper = Some(Keeper::start(&self.dir, self.options.clone(), Arc::clone(shared))?);
+        self.shared = Some(Arc::clone(shared));
+        Ok(())
     }
 
     /// Serves the queue until it is closed.
@@ -146,6 +147,11 @@ impl Writer {
         }
         loop {
             let done = match shared.next(self.due()) {
+                Work::HandOver(handing) => match self.hand_over(&shared, handing) {
+                    // The log is another's: nothing is left to finish.
+                    Some(link) => return link.forward(&shared),
+                    None => Ok(()),
+                },
                 Work::Batch(batch) => {
                     self.commit(&shared, batch);
                     self.attend(&shared)
@@ -164,6 +170,61 @@ impl Writer {
         if let Err(failure) = self.finish(&shared) {
             self.fail(&shared, Vec::new(), &failure);
         }
+        self.stop_keeper();
+    }
+
+    fn stop_keeper(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.stop();
+        }
+    }
+
+    /// Gives the log away; `None` when it stayed here.
+    fn hand_over(&mut self, shared: &Arc<Shared>, handing: Handing) -> Option<Link> {
+        let released = self.release(shared);
+        let io_error = |source| Error::io("hand over", &self.dir, source);
+        let given = released.and_then(|()| Link::offer(handing.successor).map_err(io_error));
+        let (link, told) = match given {
+            Ok(link) => (Some(link), Ok(())),
+            Err(failure) => {
+                if let Err(failure) = self.reclaim(shared) {
+                    self.fail(shared, Vec::new(), &failure);
+                }
+                (None, Err(failure))
+            }
+        };
+        // Whoever asked may be gone.
+        let _ = handing.told.send(told);
+        link
+    }
+
+    /// Everything on disk under a checkpoint, in a segment that is closed; nobody works on the log.
+    fn release(&mut self, shared: &Shared) -> Result<(), Error> {
+        if self.lock.is_none() || self.distrusted {
+            return Err(Error::Unavailable { reason: "the log has no sound end now".into() });
+        }
+        self.finish(shared)?;
+        // The successor reads the last segment whole before it writes.
+        self.rotate()?;
+        self.stop_keeper();
+        self.lock = None;
+        Ok(())
+    }
+
+    /// Takes the log back that nobody took.
+    fn reclaim(&mut self, shared: &Arc<Shared>) -> Result<(), Error> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let found = find(&self.disk, &self.dir, &self.options, Begun::TakenOver)?;
+        self.lock = Some(found.lock);
+        self.file = found.file;
+        self.durable = found.head.clone();
+        self.head = found.head;
+        self.unseen = found.unseen;
+        self.own.extend(found.own);
+        self.distrusted = false;
+        self.attach(shared)
     }
 
     /// When the writer has something to do even if no record comes.
@@ -171,7 +232,7 @@ impl Writer {
         if !self.own.is_empty() {
             return Some(Instant::now());
         }
-        let sync = self.unsynced_since.map(|since| since + SYNC_INTERVAL);
+        let sync = self.unsynced_since.map(|since| since + SYNC_AFTER_WRITE);
         let cover = self.uncovered_since.map(|since| since + self.options.checkpoint_interval);
         // Counting begins without a word to the writer, so it looks now and then.
         let flush = Some(Instant::now() + FLUSH_INTERVAL);
@@ -181,7 +242,7 @@ impl Writer {
     /// Does what is due.
     fn attend(&mut self, shared: &Shared) -> Result<(), Error> {
         self.write_own(shared)?;
-        if is_over(self.unsynced_since, SYNC_INTERVAL) {
+        if is_over(self.unsynced_since, SYNC_AFTER_WRITE) {
             self.sync()?;
         }
         // Little room: what was counted is small, but still anyone's to cause.
@@ -411,8 +472,7 @@ impl Writer {
 
     fn tell_keeper(&self, told: Told) {
         if let Some(keeper) = &self.keeper {
-            // What a keeper that ended leaves undone is done at the next start.
-            let _ = keeper.send(told);
+            keeper.tell(told);
         }
     }
 
@@ -444,6 +504,9 @@ impl Writer {
 
     /// After a failed write: removes the incomplete lines and syncs the whole ones before them.
     fn salvage(&mut self) {
+        if self.lock.is_none() {
+            return;
+        }
         let cut = |file: &File, length| {
             file.set_len(length)?;
             (self.disk.sync)(file)
@@ -462,7 +525,7 @@ impl Writer {
     }
 
     /// Tries to write again; on success appends are taken again.
-    fn recover(&mut self, shared: &Shared) {
+    fn recover(&mut self, shared: &Arc<Shared>) {
         match self.restore(shared) {
             Ok(()) => {
                 tracing::warn!(
@@ -482,8 +545,9 @@ impl Writer {
         }
     }
 
-    fn restore(&mut self, shared: &Shared) -> Result<(), Error> {
+    fn restore(&mut self, shared: &Arc<Shared>) -> Result<(), Error> {
         self.check_reserve(shared)?;
+        self.reclaim(shared)?;
         if self.distrusted {
             let path = self.path();
             let io_error = |doing| {
@@ -550,6 +614,34 @@ fn is_over(since: Option<Instant>, interval: std::time::Duration) -> bool {
     since.is_some_and(|since| since.elapsed() >= interval)
 }
 
+/// Takes the lock and finds the end of the log, or begins it.
+fn find(disk: &Disk, dir: &Path, options: &Options, begun: Begun) -> Result<Found, Error> {
+    let lock = lock(dir)?;
+    segment::set_format_1_aside(dir)?;
+    let segments = encoding::list_segments(dir).map_err(|source| Error::io("list", dir, source))?;
+    let shown = segment::shown(dir, options.key.verifying_key())?;
+    let (mut own, mut unseen) = (VecDeque::new(), None);
+    let (file, head) = match &segments[..] {
+        [] => {
+            segment::must_be_new(dir)?;
+            segment::begin(disk, dir, &options.source, &Position::origin(now_ms()))?
+        }
+        [before @ .., (_, last)] => {
+            let before = before.last().filter(|_| begun == Begun::ByItself);
+            let open = before.map(|(_, path)| Open::of_segment(path)).unwrap_or_default();
+            let resumed = segment::resume(disk, dir, last, &options.source, shown.as_ref(), open)?;
+            own.extend(resumed.cut);
+            if begun == Begun::ByItself {
+                own.extend(resumed.open.events());
+            }
+            // The last end may have come before it was shown.
+            unseen = resumed.note;
+            (resumed.file, resumed.end)
+        }
+    };
+    Ok(Found { lock, file, head, unseen, own })
+}
+
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
     let file = File::options()
@@ -576,6 +668,8 @@ fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
+/// With [`GATHER_INTERVAL`] before it, a record reaches the disk within [`SYNC_INTERVAL`].
+const SYNC_AFTER_WRITE: std::time::Duration = SYNC_INTERVAL.saturating_sub(GATHER_INTERVAL);
 const LOCK_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// An error and its sources in one line.

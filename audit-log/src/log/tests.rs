@@ -528,3 +528,4 @@ fn an_event_that_is_too_long_and_a_full_queue_are_refused() {
 mod checkpoints;
 mod crash;
 mod flood;
+mod handover;

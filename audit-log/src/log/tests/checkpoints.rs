@@ -199,6 +199,7 @@ fn permits_and_intents_left_open_are_named_at_the_next_start_once() {
         facts_ca_seq: 1,
         facts_hub_seq: 1,
         client_addr: "192.0.2.1:5".into(),
+        network: None,
     };
     let intent = Event::Intent {
         request_id: Some("intent".into()),

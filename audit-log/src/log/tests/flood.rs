@@ -14,6 +14,7 @@ fn decision(principal: &str, decision: &str, number: u32) -> Event {
         facts_ca_seq: 1,
         facts_hub_seq: 2,
         client_addr: "192.0.2.1:5".into(),
+        network: None,
     }
 }
 
