@@ -130,6 +130,7 @@ impl Trail {
             facts_ca_seq: 0,
             facts_hub_seq: 0,
             client_addr: client.to_string(),
+            network: None,
         };
         if let Err(error) = self.log.append(&event) {
             tracing::error!(%error, "a refusal could not be recorded in the audit log");

@@ -1,7 +1,8 @@
 //! Publishes the CA's facts to gateways, and knows how far each gateway has come.
 //!
-//! A subscriber gets a snapshot, then every change in order, and a heartbeat each 500 ms; each line
-//! is signed (`policies::feed`). It answers with acknowledgements. "Effective everywhere" means:
+//! A subscriber says what it has; it gets every change after that in order (after a snapshot, if
+//! the change log does not go on from there), and a heartbeat each 500 ms; each line is signed
+//! (`policies::feed`). It answers with acknowledgements. "Effective everywhere" means:
 //! every configured gateway has acknowledged the change, or can not have a valid lease any more.
 //!
 //! INVARIANT: a gateway's lease is taken to run from the last line that may have reached it, not
@@ -14,20 +15,24 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use policies::feed::{Ack, HEARTBEAT_INTERVAL_MS, Message, Signer};
+use futures::TryStreamExt as _;
+use policies::feed::{
+    Ack, HEARTBEAT_INTERVAL_MS, Hello, Message, PART_FACTS_MAX, Parts, Position,
+    RESUME_CHANGES_MAX, Signer,
+};
 use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::protocol::read_line;
 use crate::serve::{chain, is_same_user};
-use crate::store::{self, Position, Store};
+use crate::store::{self, Store};
 
 /// Why a subscriber was dropped.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,9 @@ pub enum Error {
     /// A line can not be made.
     #[error("a feed line cannot be made")]
     Line(#[from] policies::feed::Error),
+    /// The subscriber did not say what it has.
+    #[error("the subscriber did not begin with a hello: is it of another version?")]
+    Hello,
     /// The subscriber does not read.
     #[error("the subscriber does not read")]
     Slow,
@@ -104,6 +112,10 @@ impl Gateways {
         known
     }
 
+    fn is_configured(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
+    }
+
     /// The gateways that may still decide from facts before `seq`, by id.
     pub fn missing(&self, seq: u64) -> Vec<String> {
         let mut missing: Vec<String> = self
@@ -156,18 +168,19 @@ pub struct Publisher {
     store: Store,
     signer: Signer,
     gateways: Arc<Gateways>,
+    snapshots: Semaphore,
 }
 
 impl Publisher {
     /// A publisher of the store's facts.
     pub fn new(store: Store, signer: Signer, gateways: Arc<Gateways>) -> Self {
-        Self { store, signer, gateways }
+        Self { store, signer, gateways, snapshots: Semaphore::new(SNAPSHOTS_MAX) }
     }
 
     /// Serves subscribers until `stop`.
     pub async fn serve(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let limit = Arc::new(tokio::sync::Semaphore::new(SUBSCRIBERS_MAX));
+        let limit = Arc::new(Semaphore::new(SUBSCRIBERS_MAX));
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -196,18 +209,34 @@ impl Publisher {
 
     async fn subscriber(&self, stream: UnixStream, stop: CancellationToken) -> Result<(), Error> {
         let (read, write) = stream.into_split();
-        let name = watch::Sender::new(None);
-        let mut line = Line { publisher: self, write, name: name.subscribe() };
-        let mut acks = std::pin::pin!(self.acknowledgements(read, name));
+        let mut read = BufReader::new(read);
+        let hello = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            hello = hear_hello(&mut read) => hello?,
+        };
+        let named = hello.gateway.clone().filter(|id| self.gateways.is_configured(id));
+        let name = watch::Sender::new(named);
+        let line = Line { publisher: self, write, name: name.subscribe() };
+        // Beside each other: a subscriber that is writing must not have to wait for one that is.
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = self.acknowledgements(read, name) => ended,
+            ended = self.publish_to(line, hello) => ended,
+        }
+    }
+
+    async fn publish_to(&self, mut line: Line<'_>, hello: Hello) -> Result<(), Error> {
         let mut changed = self.store.follow();
-        let mut position = self.send_snapshot(&mut line).await?;
+        let position = match hello.have {
+            Some(have) if self.goes_on_from(&have).await? => have,
+            Some(_) | None => self.send_snapshot(&mut line, hello.seen).await?,
+        };
+        let mut position = self.send_heartbeat(&mut line, position).await?;
         let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_INTERVAL_MS));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         heartbeat.reset();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                ended = acks.as_mut() => return ended,
                 followed = changed.changed() => {
                     if followed.is_err() {
                         return Ok(());
@@ -219,6 +248,13 @@ impl Publisher {
                 }
             }
         }
+    }
+
+    /// Whether the change log passed through `have`, not so long ago that a snapshot is quicker.
+    async fn goes_on_from(&self, have: &Position) -> Result<bool, Error> {
+        let latest = self.store.latest_seq().await?;
+        let near = latest.saturating_sub(have.seq) <= RESUME_CHANGES_MAX;
+        Ok(near && self.store.head_at(have.seq).await?.as_ref() == Some(&have.head))
     }
 
     /// A heartbeat says that nothing is newer: so the log is looked at first.
@@ -237,11 +273,26 @@ impl Publisher {
         Ok(position)
     }
 
-    async fn send_snapshot(&self, line: &mut Line<'_>) -> Result<Position, Error> {
+    async fn send_snapshot(
+        &self,
+        line: &mut Line<'_>,
+        seen: Option<Position>,
+    ) -> Result<Position, Error> {
+        // Each holds a reading connection for as long as it takes.
+        let _turn = self.snapshots.acquire().await;
         let sent_at_ms = now_ms();
-        let (position, facts) = self.store.snapshot().await?;
-        let Position { seq, head } = position.clone();
-        line.send(&Message::Snapshot { seq, head, sent_at_ms, facts }).await?;
+        let mut snapshot = self.store.snapshot().await?;
+        let mut parts = Parts::begin(snapshot.position.clone(), sent_at_ms)?;
+        let mut chunks = std::pin::pin!(snapshot.facts().try_chunks(PART_FACTS_MAX));
+        while let Some(facts) = chunks.try_next().await.map_err(|error| error.1)? {
+            line.write(parts.part(&self.signer, &facts)?).await?;
+        }
+        let seen_head = match seen {
+            Some(seen) => self.store.head_at(seen.seq).await?,
+            None => None,
+        };
+        let (end, position) = parts.end(&self.signer, seen_head)?;
+        line.write(end).await?;
         Ok(position)
     }
 
@@ -270,10 +321,9 @@ impl Publisher {
 
     async fn acknowledgements(
         &self,
-        read: OwnedReadHalf,
+        mut read: BufReader<OwnedReadHalf>,
         name: watch::Sender<Option<String>>,
     ) -> Result<(), Error> {
-        let mut read = BufReader::new(read);
         while let Some(text) = read_line(&mut read).await? {
             match serde_json::from_str::<Ack>(&text) {
                 Ok(ack) if self.gateways.acknowledged(&ack) => {
@@ -296,13 +346,23 @@ struct Line<'a> {
 
 impl Line<'_> {
     async fn send(&mut self, message: &Message) -> Result<(), Error> {
-        let mut text = self.publisher.signer.line(message)?;
+        self.write(self.publisher.signer.line(message)?).await
+    }
+
+    async fn write(&mut self, mut text: String) -> Result<(), Error> {
         text.push('\n');
         self.publisher.gateways.fed(self.name.borrow().as_deref());
         let written = tokio::time::timeout(SEND_TIMEOUT, self.write.write_all(text.as_bytes()));
         written.await.map_err(|_| Error::Slow)??;
         Ok(())
     }
+}
+
+/// The subscriber's first line.
+async fn hear_hello(read: &mut BufReader<OwnedReadHalf>) -> Result<Hello, Error> {
+    let text = tokio::time::timeout(HELLO_TIMEOUT, read_line(read)).await;
+    let text = text.map_err(|_| Error::Hello)??.ok_or(Error::Hello)?;
+    serde_json::from_str(&text).map_err(|_| Error::Hello)
 }
 
 fn now_ms() -> u64 {
@@ -313,6 +373,9 @@ const SUBSCRIBERS_MAX: usize = 64;
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const BATCH: u32 = 1000;
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Snapshots that are sent at the same time; more wait for their turn.
+const SNAPSHOTS_MAX: usize = 2;
 
 #[cfg(test)]
 mod tests;

@@ -103,7 +103,9 @@ pub async fn run(config: RaConfig, stop: CancellationToken) -> Result<(), Error>
     )?;
     tracing::info!(%address, "ready");
 
-    let gateways = Arc::new(Gateways::new(&config.gateways, config.lease));
+    // However the gateway's clock differs, its lease has ended by then.
+    let lease = config.lease + Duration::from_millis(policies::feed::CLOCK_AHEAD_MS_MAX);
+    let gateways = Arc::new(Gateways::new(&config.gateways, lease));
     let publisher =
         Arc::new(Publisher::new(store.clone(), config.feed_signer, Arc::clone(&gateways)));
     let est = est::router(Arc::clone(&enrolment), &config.ca_chain);

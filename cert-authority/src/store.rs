@@ -17,7 +17,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use policies::feed::{Fact, GENESIS_HEAD, next_head};
+use futures::{Stream, TryStreamExt as _};
+use policies::feed::{Fact, GENESIS_HEAD, Position, next_head};
 use policies::identity::{OfficeNumber, Serial};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -107,13 +108,20 @@ pub struct Store {
     changed: watch::Sender<u64>,
 }
 
-/// A point of the change log: the last sequence number and the head there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// The last change.
-    pub seq: u64,
-    /// The head of the hash chain after it.
-    pub head: String,
+/// Every current fact at one place of the change log.
+pub struct Snapshot {
+    /// That place.
+    pub position: Position,
+    transaction: Transaction<'static, Sqlite>,
+}
+
+impl Snapshot {
+    /// The facts as the JSON texts that the log keeps, in any order.
+    pub fn facts(&mut self) -> impl Stream<Item = Result<String, Error>> + '_ {
+        sqlx::query_scalar("SELECT fact FROM fact_current")
+            .fetch(&mut *self.transaction)
+            .map_err(Error::from)
+    }
 }
 
 /// One row of the change log.
@@ -178,14 +186,26 @@ impl Store {
     /// Every current fact, with the position at which it is current.
     ///
     /// # Errors
-    /// [`Error::Database`], [`Error::Corrupt`].
-    pub async fn snapshot(&self) -> Result<(Position, Vec<Fact>), Error> {
+    /// [`Error::Database`].
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         let mut transaction = self.read.begin().await?;
         let position = position(&mut transaction).await?;
-        let rows =
-            sqlx::query("SELECT fact FROM fact_current").fetch_all(&mut *transaction).await?;
-        let facts = rows.iter().map(|row| fact_of(row.get(0))).collect::<Result<_, _>>()?;
-        Ok((position, facts))
+        Ok(Snapshot { position, transaction })
+    }
+
+    /// The head that the change log had at `seq`; `None` if it has not come so far.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn head_at(&self, seq: u64) -> Result<Option<String>, Error> {
+        if seq == 0 {
+            return Ok(Some(GENESIS_HEAD.to_owned()));
+        }
+        let head = sqlx::query_scalar("SELECT head FROM change_log WHERE seq = ?")
+            .bind(seq as i64)
+            .fetch_optional(&self.read)
+            .await?;
+        Ok(head)
     }
 
     /// The newest sequence of the change log; 0 for an empty one.

@@ -18,7 +18,7 @@ mod words;
 
 use axum::extract::State;
 use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use policies::document::DocumentKind;
@@ -29,6 +29,7 @@ use serde_json::json;
 use sqlx::sqlite::SqliteConnection;
 
 use crate::body::query;
+use crate::declared::About;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::int;
@@ -131,7 +132,7 @@ pub(crate) async fn list(
     let complete = is_current && !gateway_records::is_rebuilding(&mut tx).await?;
     let accesses: Vec<_> = entries.iter().map(Entry::print).collect();
     let answer = json!({ "accesses": accesses, "next": next, "complete": complete });
-    Ok(axum::Json(answer).into_response())
+    About::person(insured).answer(axum::Json(answer))
 }
 
 /// The newest entries before `cursor`, and where the next page begins.

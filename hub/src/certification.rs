@@ -5,7 +5,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use policies::identity::InsuredKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use sqlx::sqlite::SqliteConnection;
 use crate::access_history::{CERTIFICATION, Subject};
 use crate::body::{JsonBody, Text};
 use crate::clock::Day;
+use crate::declared::About;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
@@ -65,7 +66,7 @@ pub(crate) async fn advance(
     let mut work = Work::permitted(&hub, &permit, word(step.stage)).await?;
     let result = append(&mut work, &permit, &step).await;
     let progress = work.finish(result).await?;
-    Ok(axum::Json(progress).into_response())
+    About::person(permit.insured()?).answer(axum::Json(progress))
 }
 
 /// `GET …/certification`; where there is something to see, the access history says who saw it.
@@ -79,7 +80,7 @@ pub(crate) async fn view(State(hub): State<Hub>, permit: Permitted) -> Result<Re
         access_history::record(tx.conn(), claims, insured, subject, now).await?;
     }
     tx.commit().await?;
-    Ok(axum::Json(progress(&rows)?).into_response())
+    About::person(insured).answer(axum::Json(progress(&rows)?))
 }
 
 fn check_result(step: &Step) -> Result<(), Refusal> {

@@ -8,7 +8,7 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use policies::document::{DocumentKind, DocumentSet};
 use policies::feed::Fact;
 use policies::identity::{Identity, InsuredKey, SystemName};
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnection;
 
 use crate::body::{JsonBody, OptionalJsonBody, Text};
+use crate::declared::About;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, seconds};
@@ -100,7 +101,7 @@ pub(crate) async fn record(
     let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = insert(&mut work, &permit, &new).await;
     let consent = work.finish(result).await?;
-    Ok((StatusCode::CREATED, axum::Json(consent)).into_response())
+    About::person(permit.insured()?).answer((StatusCode::CREATED, axum::Json(consent)))
 }
 
 async fn insert(work: &mut Work, permit: &Permitted, new: &NewConsent) -> Result<Value, Refusal> {
@@ -193,7 +194,7 @@ pub(crate) async fn list(State(hub): State<Hub>, permit: Permitted) -> Result<Re
     insured::require(&mut tx, permit.claims(), insured, now).await?;
     let rows = rows(&mut tx, insured).await?;
     let consents = rows.iter().map(|row| print(row, now)).collect::<Result<Vec<_>, _>>()?;
-    Ok(axum::Json(json!({ "consents": consents })).into_response())
+    About::person(insured).answer(axum::Json(json!({ "consents": consents })))
 }
 
 /// `POST …/consents/{consent}/withdrawal`; a consent that was withdrawn before stays as it is.
@@ -205,7 +206,7 @@ pub(crate) async fn withdraw(
     let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = end(&mut work, &permit, withdrawal.reason.as_ref()).await;
     let consent = work.finish(result).await?;
-    Ok(axum::Json(consent).into_response())
+    About::person(permit.insured()?).answer(axum::Json(consent))
 }
 
 async fn end(

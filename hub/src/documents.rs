@@ -11,8 +11,8 @@
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use policies::document::DocumentKind;
+use axum::response::Response;
+use policies::document::{DocumentKind, DocumentSet};
 use policies::feed::Fact;
 use policies::identity::{Identity, InsuredKey, OfficeNumber, SystemName};
 use policies::reason::Reason;
@@ -23,11 +23,12 @@ use sqlx::sqlite::SqliteConnection;
 
 use crate::access_history::Subject;
 use crate::body::{query, require_json};
+use crate::declared::About;
 use crate::document_form::Document;
 use crate::insured::Sight;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
-use crate::store::{int, seconds};
+use crate::store::{int, parsed, seconds};
 use crate::work::Work;
 use crate::{Hub, access_history, clock, document_form, insured, notices};
 
@@ -77,7 +78,7 @@ pub(crate) async fn store(
     let mut work = Work::permitted(&hub, &permit, format!("{kind} author {author}")).await?;
     let result = store_checked(&mut work, &permit, kind, author, document).await;
     let stored = work.finish(result).await?;
-    Ok((StatusCode::CREATED, axum::Json(stored)).into_response())
+    About::documents(permit.insured()?, [kind]).answer((StatusCode::CREATED, axum::Json(stored)))
 }
 
 /// Office and municipality write for themselves; a national system writes what an office made.
@@ -182,16 +183,20 @@ pub(crate) async fn list(State(hub): State<Hub>, permit: Permitted) -> Result<Re
     let (insured, claims, now) = (permit.insured()?, permit.claims(), clock::now_s());
     let mut tx = permit.read(&hub).await?;
     insured::require(&mut tx, claims, insured, now).await?;
-    let mut documents = Vec::new();
+    let (mut documents, mut listed) = (Vec::new(), DocumentSet::EMPTY);
     for kind in DocumentKind::ALL.iter().copied().filter(|kind| kind.is_held()) {
         let sight = insured::sight(&mut tx, claims, insured, kind, now).await?;
         if sight.is_open() {
             let newest = versions(&mut tx, &permit, insured, kind, sight, 1).await?;
-            documents.extend(newest.iter().map(|row| row.describe(kind, claims)));
+            for row in &newest {
+                listed.insert(parsed(&row.kind)?);
+                documents.push(row.describe(kind, claims));
+            }
         }
     }
-    let insured = json!({ "insurer": insured.insurer, "number": insured.number });
-    Ok(axum::Json(json!({ "insured": insured, "documents": documents })).into_response())
+    let person = json!({ "insurer": insured.insurer, "number": insured.number });
+    About::documents(insured, listed.iter())
+        .answer(axum::Json(json!({ "insured": person, "documents": documents })))
 }
 
 /// `GET …/documents/{kind}/versions`: the visible versions, newest first.
@@ -208,8 +213,9 @@ pub(crate) async fn list_versions(
         return Err(nothing_visible(sight));
     }
     let versions: Vec<Value> = rows.iter().map(|row| row.describe(kind, permit.claims())).collect();
-    Ok(axum::Json(json!({ "kind": kind, "kind_ja": kind.ja(), "versions": versions }))
-        .into_response())
+    let listed: DocumentSet = rows.iter().map(|row| parsed(&row.kind)).collect::<Result<_, _>>()?;
+    About::documents(insured, listed.iter())
+        .answer(axum::Json(json!({ "kind": kind, "kind_ja": kind.ja(), "versions": versions })))
 }
 
 /// `GET …/documents/{kind}`: the newest visible version.
@@ -233,7 +239,7 @@ async fn deliver(hub: &Hub, permit: &Permitted, version: Option<i64>) -> Result<
     insured::require(tx.conn(), claims, insured, now).await?;
     let sight = insured::sight(tx.conn(), claims, insured, kind, now).await?.require()?;
     let found: Option<Full> = sqlx::query_as(
-        "SELECT version, author, stored_at, content FROM documents
+        "SELECT insurer, number, kind, version, author, stored_at, content FROM documents
          WHERE insurer = $1 AND number = $2 AND kind = $3 AND ($4 OR author = $5)
            AND ($6 IS NULL OR version = $6) ORDER BY version DESC LIMIT 1",
     )
@@ -249,7 +255,8 @@ async fn deliver(hub: &Hub, permit: &Permitted, version: Option<i64>) -> Result<
     let subject = Subject::Document(kind, found.version);
     access_history::record(tx.conn(), claims, insured, subject, now).await?;
     tx.commit().await?;
-    Ok(axum::Json(found.deliver(kind)?).into_response())
+    let about = found.about()?;
+    about.answer(axum::Json(found.deliver(kind)?))
 }
 
 async fn versions(
@@ -261,7 +268,7 @@ async fn versions(
     limit: i64,
 ) -> Result<Vec<Head>, Refusal> {
     Ok(sqlx::query_as(
-        "SELECT version, author, stored_at FROM documents
+        "SELECT kind, version, author, stored_at FROM documents
          WHERE insurer = $1 AND number = $2 AND kind = $3 AND ($4 OR author = $5)
          ORDER BY version DESC LIMIT $6",
     )
@@ -291,6 +298,7 @@ fn nothing_visible(sight: Sight) -> Refusal {
 /// A version without its content.
 #[derive(sqlx::FromRow)]
 struct Head {
+    kind: String,
     version: i64,
     author: String,
     stored_at: i64,
@@ -312,6 +320,9 @@ impl Head {
 /// A version with its content.
 #[derive(sqlx::FromRow)]
 struct Full {
+    insurer: String,
+    number: String,
+    kind: String,
     version: i64,
     author: String,
     stored_at: i64,
@@ -330,6 +341,11 @@ struct Delivered {
 }
 
 impl Full {
+    fn about(&self) -> Result<About, Refusal> {
+        let insured = InsuredKey { insurer: parsed(&self.insurer)?, number: parsed(&self.number)? };
+        Ok(About::documents(insured, [parsed(&self.kind)?]))
+    }
+
     fn deliver(self, kind: DocumentKind) -> Result<Delivered, Refusal> {
         Ok(Delivered {
             kind,

@@ -17,6 +17,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use crate::access_history::Subject;
 use crate::body::{OptionalJsonBody, next_page, query};
+use crate::declared::About;
 use crate::permit_guard::Permitted;
 use crate::refusal::Refusal;
 use crate::store::{int, parsed, seconds};
@@ -120,13 +121,19 @@ pub(crate) async fn view(State(hub): State<Hub>, permit: Permitted) -> Result<Re
     let (insurer, id) = (permit.own_insurer()?, permit.number("item")?);
     let mut tx = permit.write(&hub).await?;
     let item = item(tx.conn(), insurer, id).await?;
-    let content = match (item.document, item.notice) {
-        (Some(document), _) => Some(deliver_document(tx.conn(), &permit, &item, document).await?),
-        (None, Some(notice)) => Some(deliver_notice(tx.conn(), &permit, &item, notice).await?),
-        (None, None) => None,
+    let (kind, content) = match (item.document, item.notice) {
+        (Some(document), _) => {
+            let (kind, content) = deliver_document(tx.conn(), &permit, &item, document).await?;
+            (Some(kind), Some(content))
+        }
+        (None, Some(notice)) => {
+            (None, Some(deliver_notice(tx.conn(), &permit, &item, notice).await?))
+        }
+        (None, None) => (None, None),
     };
     tx.commit().await?;
-    Ok(axum::Json(WithContent { item: item.print(), content }).into_response())
+    let about = About::documents(item.insured()?, kind);
+    about.answer(axum::Json(WithContent { item: item.print(), content }))
 }
 
 /// An item with what came in, as it came.
@@ -156,7 +163,7 @@ async fn deliver_document(
     permit: &Permitted,
     item: &Item,
     document: i64,
-) -> Result<Box<RawValue>, Refusal> {
+) -> Result<(DocumentKind, Box<RawValue>), Refusal> {
     let (kind, version, content): (String, i64, String) =
         sqlx::query_as("SELECT kind, version, content FROM documents WHERE id = $1")
             .bind(document)
@@ -166,7 +173,7 @@ async fn deliver_document(
     let (insured, now) = (item.insured()?, clock::now_s());
     let subject = Subject::Document(kind, version);
     access_history::record(conn, permit.claims(), insured, subject, now).await?;
-    Ok(RawValue::from_string(content)?)
+    Ok((kind, RawValue::from_string(content)?))
 }
 
 /// The body of `POST …/receipt`; `accepted` is for a 届出 only.
@@ -185,15 +192,15 @@ pub(crate) async fn receive(
 ) -> Result<Response, Refusal> {
     let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = take_over(&mut work, &permit, &receipt).await;
-    let item = work.finish(result).await?;
-    Ok(axum::Json(item).into_response())
+    let (insured, item) = work.finish(result).await?;
+    About::person(insured).answer(axum::Json(item))
 }
 
 async fn take_over(
     work: &mut Work,
     permit: &Permitted,
     receipt: &Receipt,
-) -> Result<Value, Refusal> {
+) -> Result<(InsuredKey, Value), Refusal> {
     let (insurer, id, now) = (permit.own_insurer()?, permit.number("item")?, clock::now_s());
     let mut found = item(work.conn(), insurer, id).await?;
     if found.received_at.is_none() {
@@ -217,7 +224,7 @@ async fn take_over(
     if let (Value::Object(fields), Some(accepted)) = (&mut answer, receipt.accepted) {
         fields.insert("accepted".to_owned(), accepted.into());
     }
-    Ok(answer)
+    Ok((found.insured()?, answer))
 }
 
 async fn item(

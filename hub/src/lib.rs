@@ -25,6 +25,7 @@ mod ready_file;
 mod permit_guard;
 mod routes;
 mod body;
+mod declared;
 mod insured;
 mod documents;
 mod document_form;

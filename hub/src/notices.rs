@@ -23,6 +23,7 @@ use sqlx::sqlite::SqliteConnection;
 use crate::access_history::CARE_PLAN_REQUEST;
 use crate::body::{JsonBody, PageBefore, Text, next_page, query};
 use crate::clock::Day;
+use crate::declared::About;
 use crate::documents::Stored;
 use crate::inbox::{self, NewItem};
 use crate::permit_guard::Permitted;
@@ -50,7 +51,7 @@ pub(crate) async fn send_opinion_request(
     let mut work = Work::permitted(&hub, &permit, format!("office {}", new.office)).await?;
     let result = ask(&mut work, &permit, &new).await;
     let (status, id) = work.finish(result).await?;
-    Ok((status, axum::Json(json!({ "id": id }))).into_response())
+    About::person(permit.insured()?).answer((status, axum::Json(json!({ "id": id }))))
 }
 
 async fn ask(
@@ -221,7 +222,8 @@ pub(crate) async fn file_care_plan_request(
     let mut work = Work::permitted(&hub, &permit, "").await?;
     let result = file(&mut work, &permit, &new).await;
     let id = work.finish(result).await?;
-    Ok((StatusCode::CREATED, axum::Json(json!({ "id": id }))).into_response())
+    let answer = (StatusCode::CREATED, axum::Json(json!({ "id": id })));
+    About::person(permit.insured()?).answer(answer)
 }
 
 async fn file(

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use policies::reason::{ErrorBody, Reason, ReasonSet};
-use serde_json::{Map, Value, json};
+use policies::problem_document::{MEDIA_TYPE, ProblemDocument};
+use policies::reason::{Reason, ReasonSet};
+use serde_json::{Map, Value};
 
 /// Why a request is refused.
 #[derive(Debug)]
@@ -107,26 +108,17 @@ impl Refusal {
         }
     }
 
-    fn body_text(&self, request_id: &str) -> String {
-        let (code, message, message_ja, more) = match self {
-            Self::Gates(reasons) => return ErrorBody::new(*reasons, request_id).to_json(),
+    fn document(&self, request_id: &str) -> ProblemDocument {
+        let status = self.status().as_u16();
+        match self {
+            Self::Gates(reasons) => ProblemDocument::of(*reasons, status, request_id),
             Self::Coded(coded) => {
-                (coded.code, &*coded.message, &*coded.message_ja, coded.more.clone())
+                let words = (&*coded.message, &*coded.message_ja);
+                let document = ProblemDocument::coded(status, coded.code, words, request_id);
+                document.with(coded.more.clone())
             }
-            Self::Internal(_) => (
-                INTERNAL,
-                "the hub could not do this; try again, or give the operator the request id",
-                "処理できませんでした。再度お試しいただくか、要求番号を運用者にお伝えください。",
-                Map::new(),
-            ),
-        };
-        let mut error = json!({
-            "code": code, "message": message, "message_ja": message_ja, "request_id": request_id,
-        });
-        if let Value::Object(fields) = &mut error {
-            fields.extend(more);
+            Self::Internal(_) => ProblemDocument::coded(status, INTERNAL, FAILURE, request_id),
         }
-        json!({ "error": error }).to_string()
     }
 }
 
@@ -183,12 +175,12 @@ pub(crate) fn finish(mut response: Response, request_id: &str) -> Response {
     if let Refusal::Internal(error) = &*refusal {
         tracing::error!(request_id, error = %chain(error.as_ref()), "request failed");
     }
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    let problem = HeaderValue::from_static(MEDIA_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, problem);
     if let Ok(codes) = HeaderValue::from_str(&refusal.codes()) {
         response.headers_mut().insert(REFUSED, codes);
     }
-    *response.body_mut() = Body::from(refusal.body_text(request_id));
+    *response.body_mut() = Body::from(refusal.document(request_id).to_json());
     response
 }
 
@@ -211,3 +203,7 @@ fn first_reason(reasons: ReasonSet) -> Reason {
 /// Tells the gateway why a permitted request was refused; it does not reach the client.
 const REFUSED: &str = "sekisho-refused";
 const INTERNAL: &str = "hub_failure";
+const FAILURE: (&str, &str) = (
+    "the hub could not do this; try again, or give the operator the request id",
+    "処理できませんでした。再度お試しいただくか、要求番号を運用者にお伝えください。",
+);

@@ -15,7 +15,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use policies::feed::{Fact, GENESIS_HEAD, next_head};
+use futures::{Stream, TryStreamExt};
+use policies::feed::{Fact, GENESIS_HEAD, Position, next_head};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -67,13 +68,21 @@ pub(crate) struct Store {
     changed: watch::Sender<u64>,
 }
 
-/// Every current fact at one sequence number.
+/// Every current fact at one place in the change log.
 pub(crate) struct Snapshot {
     /// Unix milliseconds, just before the rows were read.
     pub(crate) read_at_ms: u64,
-    pub(crate) seq: u64,
-    pub(crate) head: String,
-    pub(crate) facts: Vec<Fact>,
+    pub(crate) position: Position,
+    tx: ReadTx,
+}
+
+impl Snapshot {
+    /// The facts as the JSON texts that the log keeps, in any order.
+    pub(crate) fn facts(&mut self) -> impl Stream<Item = Result<String, Error>> + '_ {
+        sqlx::query_scalar("SELECT fact FROM fact_current")
+            .fetch(&mut *self.tx)
+            .map_err(Error::from)
+    }
 }
 
 /// One row of the change log.
@@ -148,16 +157,24 @@ impl Store {
         *self.changed.borrow()
     }
 
-    /// Every current fact, at one sequence number.
+    /// Every current fact, at one place in the change log.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, Error> {
         let read_at_ms = clock::now_ms();
         let mut tx = self.read().await?;
         let (seq, head) = last_change(&mut tx).await?;
-        let rows: Vec<String> =
-            sqlx::query_scalar("SELECT fact FROM fact_current").fetch_all(&mut *tx).await?;
-        let facts = rows.iter().map(|fact| serde_json::from_str(fact)).collect::<Result<_, _>>();
-        let facts = facts.map_err(|source| Error::Fact { seq, source })?;
-        Ok(Snapshot { read_at_ms, seq, head, facts })
+        Ok(Snapshot { read_at_ms, position: Position { seq, head }, tx })
+    }
+
+    /// The head that the change log had at `seq`; `None` if it has not come so far.
+    pub(crate) async fn head_at(&self, seq: u64) -> Result<Option<String>, Error> {
+        if seq == 0 {
+            return Ok(Some(GENESIS_HEAD.to_owned()));
+        }
+        let head = sqlx::query_scalar("SELECT head FROM change_log WHERE seq = $1")
+            .bind(int(seq))
+            .fetch_optional(&self.readers)
+            .await?;
+        Ok(head)
     }
 
     /// The changes after `seq`, oldest first, at most [`CHANGES_MAX`].
@@ -313,7 +330,9 @@ mod tests {
         let seqs: Vec<u64> =
             store.changes_after(0).await.unwrap().changes.iter().map(|change| change.seq).collect();
         assert_eq!(seqs, [1, 2]);
-        assert_eq!(store.snapshot().await.unwrap().facts, [fact(3)]);
+        let mut snapshot = store.snapshot().await.unwrap();
+        let texts: Vec<String> = snapshot.facts().try_collect().await.unwrap();
+        assert_eq!(texts, [serde_json::to_string(&fact(3)).unwrap()]);
     }
 
     #[tokio::test]

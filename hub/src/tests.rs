@@ -2,6 +2,7 @@
 
 pub(crate) mod harness;
 mod permits;
+mod declared;
 mod documents;
 mod care_plan_files;
 mod consents;

@@ -234,7 +234,7 @@ fn a_waiting_revocation_returns_after_the_gateway_acknowledged() {
     system.start_ra();
     let mut subscriber = gateway.subscriber;
     subscriber.restart();
-    let mut gateway = Gateway { subscriber, ..Gateway::connect(&system) };
+    let mut gateway = Gateway::with(&system, subscriber);
     assert_eq!(gateway.until(seq).len(), 2, "office and revocation");
 }
 
@@ -468,9 +468,14 @@ struct Gateway {
 
 impl Gateway {
     fn connect(system: &System) -> Self {
-        let stream = UnixStream::connect(system.path("ca-feed.sock")).unwrap();
+        Self::with(system, Subscriber::new(Source::Ca, &system.feed_public_key).unwrap())
+    }
+
+    fn with(system: &System, subscriber: Subscriber) -> Self {
+        let mut stream = UnixStream::connect(system.path("ca-feed.sock")).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let subscriber = Subscriber::new(Source::Ca, &system.feed_public_key).unwrap();
+        let hello = serde_json::to_string(&subscriber.hello(Some("gw-1"))).unwrap();
+        stream.write_all(format!("{hello}\n").as_bytes()).unwrap();
         Self { subscriber, lines: BufReader::new(stream) }
     }
 
@@ -481,9 +486,9 @@ impl Gateway {
             let mut line = String::new();
             self.lines.read_line(&mut line).unwrap();
             match self.subscriber.accept(line.trim_end()).unwrap() {
-                Update::Replace(all) => facts.extend(all),
+                Update::Part { facts: part, .. } => facts.extend(part),
                 Update::Apply(fact) => facts.push(fact),
-                Update::Alive => {}
+                Update::Whole | Update::Alive => {}
             }
             if self.subscriber.applied_seq() >= seq {
                 return facts;

@@ -189,7 +189,7 @@ const fn cause(reason: Reason) -> &'static str {
         Reason::StaffTokenMissing => "職員がログインしていなかった",
         Reason::StaffTokenInvalid => "職員のログインを確認できなかった",
         Reason::StaffTokenExpired => "職員のログインの有効時間が過ぎていた",
-        Reason::StaffTokenOtherTerminal => "職員のログインが別の端末のものだった",
+        Reason::TokenNotBound => "職員のログインが別の端末のものだった",
         Reason::StaffSessionEnded => "職員のログインが終了していた",
         Reason::RateLimited => "要求の回数が多すぎた",
         Reason::BulkCeiling => "1時間に閲覧できる件数を超えていた",
@@ -214,6 +214,7 @@ const fn cause(reason: Reason) -> &'static str {
         Reason::DocumentState => "書類がその操作をできる状態ではなかった",
         Reason::AuditUnavailable => "利用の記録を保存できない状態だった",
         Reason::UpstreamUnavailable => "介護情報基盤に接続できなかった",
+        Reason::ResponseMismatch => "応答の内容を確認できなかった",
     }
 }
 

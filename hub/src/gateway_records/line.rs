@@ -203,6 +203,7 @@ fn what(event: Event, party_name: Option<String>) -> Result<What, Error> {
         | Event::Outcome { .. }
         | Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unfinished { .. }

@@ -84,13 +84,13 @@ async fn a_wrong_file_is_refused_with_line_and_column_and_nothing_stored() {
     let hub = TestHub::start().await;
     let refused = send(&hub, EXCHANGE, NAME_1, table_1("1370000009")).await;
     assert_eq!(refused.refused(422), "care_plan_file_refused");
-    let problem = &refused.json["error"]["problems"][0];
+    let problem = &refused.json["problems"][0];
     assert_eq!((&problem["line"], &problem["column"]), (&1.into(), &13.into()), "{problem}");
     assert!(problem["message_ja"].as_str().is_some_and(|text| !text.is_empty()));
     // One good and one bad row: nothing of the good one either.
     let mixed = [table_1("1370000001"), b"202407,131016\r\n".to_vec()].concat();
     let refused = send(&hub, EXCHANGE, NAME_1, mixed).await;
-    assert_eq!(refused.json["error"]["problems"][0]["line"], 2);
+    assert_eq!(refused.json["problems"][0]["line"], 2);
     assert_eq!(plan(&hub).await.refused(404), "no_document");
     let status = hub.admin("GET", "/status", Value::Null).await.expect(200);
     assert_eq!(status["documents"], 0);
@@ -146,6 +146,6 @@ async fn a_file_that_is_too_long_is_refused_with_words() {
     let long = vec![b'a'; crate::careplan_csv::FILE_BYTES_MAX + 1];
     let refused = send(&hub, EXCHANGE, NAME_1, long).await;
     assert_eq!(refused.refused(422), "care_plan_file_refused");
-    let message = refused.json["error"]["problems"][0]["message_ja"].as_str().unwrap();
+    let message = refused.json["problems"][0]["message_ja"].as_str().unwrap();
     assert!(message.contains("4032 KB"), "{message}");
 }

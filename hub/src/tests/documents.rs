@@ -48,7 +48,7 @@ async fn a_stale_permit_delivers_nothing_that_own_rows_do_not_bear_out() {
     };
     let answer = view().await;
     assert_eq!(answer.refused(403), "not_registered");
-    assert_eq!(answer.json["error"]["missing"], json!(["not_registered"]));
+    assert_eq!(answer.json["missing"], json!(["not_registered"]));
     hub.register(CARE).await;
     assert_eq!(view().await.refused(403), "not_live");
     hub.go_live().await;
@@ -134,7 +134,7 @@ async fn documents_that_are_not_complete_are_refused_with_every_problem() {
     let hub = TestHub::start_with("document_bytes_max = 1024\n").await;
     let answer = hub.store(CITY, "insured-card", json!({"care_level": ""})).await;
     assert_eq!(answer.refused(422), "document_invalid");
-    assert_eq!(answer.json["error"]["problems"].as_array().unwrap().len(), 3);
+    assert_eq!(answer.json["problems"].as_array().unwrap().len(), 3);
     let mut large = card();
     large["note"] = "x".repeat(2_000).into();
     assert_eq!(hub.store(CITY, "insured-card", large).await.refused(413), "body_too_large");
@@ -288,7 +288,7 @@ async fn a_document_is_delivered_as_it_came() {
     assert!(view.text.contains(content), "{}", view.text);
     let doubled = store(r#"{"period":"a","measures":[1],"period":"b"}"#).await;
     assert_eq!(doubled.refused(422), "document_invalid");
-    assert_eq!(doubled.json["error"]["problems"][0]["field"], "period");
+    assert_eq!(doubled.json["problems"][0]["field"], "period");
 }
 
 #[tokio::test]

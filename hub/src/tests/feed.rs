@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use policies::feed::{Ack, Fact, Subscriber, Update};
+use policies::feed::{Ack, Fact, PART_FACTS_MAX, Position, Subscriber, Update};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -17,11 +17,31 @@ struct Gateway {
 }
 
 impl Gateway {
+    /// Connects as one that has nothing yet.
     async fn connect(hub: &TestHub) -> Self {
+        Self::resume(hub, hub.subscriber()).await
+    }
+
+    async fn resume(hub: &TestHub, subscriber: Subscriber) -> Self {
         let stream = UnixStream::connect(hub.path("hub-feed.sock")).await.unwrap();
-        let (reading, acks) = stream.into_split();
-        let lines = BufReader::new(reading).lines();
-        Self { subscriber: hub.subscriber(), lines, acks }
+        let (reading, mut acks) = stream.into_split();
+        let hello = serde_json::to_string(&subscriber.hello(Some("gw-1"))).unwrap();
+        acks.write_all(format!("{hello}\n").as_bytes()).await.unwrap();
+        Self { subscriber, lines: BufReader::new(reading).lines(), acks }
+    }
+
+    /// The facts of the snapshot, up to the heartbeat that makes them young.
+    async fn snapshot(&mut self) -> Vec<Fact> {
+        let mut all = Vec::new();
+        loop {
+            match self.next().await {
+                Update::Part { facts, .. } => all.extend(facts),
+                Update::Whole => break,
+                Update::Apply(_) | Update::Alive => panic!("amid a snapshot"),
+            }
+        }
+        assert_eq!(self.next().await, Update::Alive);
+        all
     }
 
     async fn next(&mut self) -> Update {
@@ -41,9 +61,8 @@ impl Gateway {
 async fn a_subscriber_gets_snapshot_changes_and_heartbeats() {
     let hub = TestHub::start().await;
     let mut gateway = Gateway::connect(&hub).await;
-    let Update::Replace(facts) = gateway.next().await else { panic!("no snapshot") };
+    let facts = gateway.snapshot().await;
     assert!(matches!(facts.as_slice(), [Fact::StaffKey { retired: false, .. }]), "{facts:?}");
-    assert_eq!(gateway.next().await, Update::Alive);
     hub.go_live().await;
     let Update::Apply(Fact::Sharing { from: Some(_), .. }) = gateway.next().await else {
         panic!("no change")
@@ -51,9 +70,44 @@ async fn a_subscriber_gets_snapshot_changes_and_heartbeats() {
     assert_eq!(gateway.next().await, Update::Alive);
     // A second subscriber starts from a snapshot that holds it all.
     let mut other = Gateway::connect(&hub).await;
-    let Update::Replace(facts) = other.next().await else { panic!("no snapshot") };
-    assert_eq!(facts.len(), 2);
+    assert_eq!(other.snapshot().await.len(), 2);
     assert_eq!(other.subscriber.applied_seq(), gateway.subscriber.applied_seq());
+}
+
+#[tokio::test]
+async fn a_subscriber_that_was_away_gets_what_came_meanwhile_and_nothing_else() {
+    let hub = TestHub::start().await;
+    let mut gateway = Gateway::connect(&hub).await;
+    gateway.snapshot().await;
+    let Gateway { mut subscriber, .. } = gateway;
+    subscriber.disconnect();
+    hub.go_live().await;
+    let mut back = Gateway::resume(&hub, subscriber).await;
+    assert!(matches!(back.next().await, Update::Apply(Fact::Sharing { .. })));
+    assert_eq!(back.next().await, Update::Alive);
+    // A log that never was at this place cannot go on from it.
+    let mut forked = hub.subscriber();
+    forked.resume(Position { seq: 1, head: "f".repeat(64) }, 1);
+    let stream = Gateway::resume(&hub, forked).await;
+    let Gateway { mut lines, .. } = stream;
+    let line = lines.next_line().await.unwrap().unwrap();
+    assert!(line.contains(r#"\"message\":\"part\""#), "{line}");
+}
+
+#[tokio::test]
+async fn a_snapshot_of_many_facts_comes_in_parts() {
+    let hub = TestHub::start().await;
+    let many = PART_FACTS_MAX as u64 + 5;
+    let mut tx = hub.hub.store.write().await.unwrap();
+    for at in 0..many {
+        let insurer = format!("{at:06}").parse().unwrap();
+        tx.publish(&Fact::Sharing { insurer, from: Some(at) }).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let mut gateway = Gateway::connect(&hub).await;
+    let Update::Part { begins: true, facts } = gateway.next().await else { panic!("no part") };
+    assert_eq!(facts.len(), PART_FACTS_MAX);
+    assert_eq!(gateway.snapshot().await.len() as u64, many + 1 - PART_FACTS_MAX as u64);
 }
 
 #[tokio::test]
@@ -62,7 +116,7 @@ async fn the_feed_has_no_gap_under_eight_writers() {
     const EACH: u64 = 20;
     let hub = TestHub::start().await;
     let mut gateway = Gateway::connect(&hub).await;
-    assert!(matches!(gateway.next().await, Update::Replace(_)));
+    gateway.snapshot().await;
     let first = gateway.subscriber.applied_seq();
     let writers = (0..WRITERS).map(|writer| {
         let store = hub.hub.clone();
@@ -97,7 +151,7 @@ async fn a_batch_of_changes_names_the_newest_and_when_it_was_read() {
     // The stamp is the time before the read, and a read may begin before the commit that it sees.
     let before = crate::clock::now_ms();
     let mut gateway = Gateway::connect(&hub).await;
-    gateway.next().await;
+    gateway.snapshot().await;
     let mut tx = hub.hub.store.write().await.unwrap();
     for from in [1, 2, 3] {
         let insurer = "131016".parse().unwrap();
@@ -122,7 +176,7 @@ async fn a_batch_of_changes_names_the_newest_and_when_it_was_read() {
 async fn status_and_wait_tell_what_gateways_have_applied() {
     let hub = TestHub::start().await;
     let mut gateway = Gateway::connect(&hub).await;
-    gateway.next().await;
+    gateway.snapshot().await;
     gateway.acknowledge("unknown").await;
     gateway.acknowledge("gw-1").await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -149,7 +203,7 @@ async fn status_and_wait_tell_what_gateways_have_applied() {
 async fn a_subscriber_that_talks_nonsense_is_dropped() {
     let hub = TestHub::start().await;
     let mut gateway = Gateway::connect(&hub).await;
-    gateway.next().await;
+    gateway.snapshot().await;
     gateway.acks.write_all(b"hello\n").await.unwrap();
     let end = async { while let Ok(Some(_)) = gateway.lines.next_line().await {} };
     tokio::time::timeout(Duration::from_secs(2), end).await.expect("dropped");

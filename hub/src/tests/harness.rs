@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use audit_log::CheckpointKey;
+use futures::TryStreamExt as _;
 use policies::decide::{GrantedKind, Needs};
 use policies::document::DocumentKind;
-use policies::feed::{Signer, Source, Subscriber};
+use policies::feed::{Fact, Signer, Source, Subscriber};
 use policies::identity::{Identity, Staff};
 use policies::operations::Operations;
 use policies::permit::{HEADER, LIFETIME_MS, PermitClaims, PermitKey};
@@ -121,6 +122,13 @@ impl TestHub {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Every current fact.
+    pub(super) async fn facts(&self) -> Vec<Fact> {
+        let mut snapshot = self.hub.store.snapshot().await.unwrap();
+        let texts: Vec<String> = snapshot.facts().try_collect().await.unwrap();
+        texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
     }
 
     /// A subscriber that trusts this hub's feed.
@@ -318,7 +326,7 @@ impl Answer {
     /// Asserts a refusal and gives its code.
     pub(crate) fn refused(&self, status: u16) -> &str {
         assert_eq!(self.status, status, "{}", self.json);
-        self.json["error"]["code"].as_str().unwrap()
+        self.json["code"].as_str().unwrap()
     }
 }
 

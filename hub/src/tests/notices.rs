@@ -16,10 +16,6 @@ async fn receipt(hub: &TestHub, id: &Value, body: Value) -> Answer {
     hub.call(CITY, "POST", &target).json(body).send().await
 }
 
-async fn facts(hub: &TestHub) -> Vec<Fact> {
-    hub.hub.store.snapshot().await.unwrap().facts
-}
-
 fn opinion(mut more: Value) -> Value {
     let mut body = json!({"written_on":"2026-10-01","institution":"見本病院","opinion":"安定"});
     body.as_object_mut().unwrap().append(more.as_object_mut().unwrap());
@@ -97,7 +93,7 @@ async fn an_accepted_notice_makes_the_office_the_planning_one() {
     receipt(&hub, &id, json!({"accepted": true})).await.expect(200);
     plans(DAY_CARE).await.expect(200);
     assert_eq!(plans(CARE).await.refused(403), "not_planning_office");
-    let facts = facts(&hub).await;
+    let facts = hub.facts().await;
     let active = |number: &str, active| Fact::PlansFor {
         office: number.parse().unwrap(),
         insured: INSURED.parse().unwrap(),
@@ -189,7 +185,7 @@ async fn a_takeover_ends_the_notice_and_leaves_the_facility_plan() {
         plans(&hub, office).await.expect(200);
     }
     let ended = |fact: &Fact| matches!(fact, Fact::PlansFor { active: false, .. });
-    assert!(!facts(&hub).await.iter().any(ended));
+    assert!(!hub.facts().await.iter().any(ended));
     // The other way round: the notice ends also where a facility plan came after it.
     hub.store(DAY_CARE, "facility-care-plan", plan).await.expect(201);
     let notice = file_notice(&hub, CARE).await;
