@@ -1,135 +1,129 @@
-//! The hub, reached over its unix socket, for requests that hold a [`Permit`].
+//! The hub, reached on any of its nodes, for requests that hold a [`Permit`].
 //!
-//! Invariants: every function here that reaches the hub takes `&Permit`; whatever identity headers
-//! a client sent are removed before ours are set, and ours are printed from verified values.
+//! ```text
+//!  &Permit ──► choose a node ──► Attempt ──► pingora's pool of connections to that node
+//!               │ answers when asked (health)     └─ answered / failed ──► breaker, counters
+//!               │ not left alone (breaker)
+//!               └ fewest requests in flight, round robin among equals
+//! ```
+//!
+//! Invariants: only [`Hub::attempt`] leads to the hub, and it takes `&Permit`; a request is
+//! answered by one node, and goes to another only as long as no byte of it reached one, or if
+//! reading twice is no harm and no byte of an answer came ([`Hub::may_retry`]); when no node
+//! may be tried that is said at once.
 
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::HeaderName;
-use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorType, Result};
-use pingora_http::RequestHeader;
+use pingora_error::Result;
+use tokio::sync::watch;
 
 use crate::access::Permit;
+use crate::config::HubNodes;
+use crate::facts_feed::now_ms;
+use crate::metrics::Metrics;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+mod breaker;
+mod health;
+mod node;
+mod tunnel;
 
-/// Prefixes and names by which gateways and proxies tell a back end who is asking.
-const IDENTITY_PREFIXES: [&str; 8] = [
-    "sekisho-",
-    "x-sekisho-",
-    "x-forwarded-",
-    "x-client-",
-    "x-ssl-",
-    "ssl-client-",
-    "x-real-",
-    "x-original-",
-];
-const IDENTITY_NAMES: [&str; 7] = [
-    "forwarded",
-    "x-forwarded",
-    "via",
-    "client-cert",
-    "client-cert-chain",
-    "x-remote-user",
-    "remote-user",
-];
+use node::Node;
+pub use node::{Attempt, Outcome};
+
+/// To how many nodes one request goes at most.
+pub const TRIES_MAX: usize = 3;
+
+/// A permit that ends sooner is not taken to another node: the hub would refuse it.
+const PERMIT_LEFT_MS_MIN: u64 = 500;
 
 /// The hub as an upstream.
-#[derive(Debug)]
 pub struct Hub {
-    socket: PathBuf,
+    nodes: Box<[Arc<Node>]>,
+    next: AtomicUsize,
+    /// Ends the questions to the nodes when the hub goes.
+    watching: watch::Sender<bool>,
 }
 
 impl Hub {
-    /// A hub that listens on `socket`.
-    pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
-    }
-
-    /// Where pingora connects to for a permitted request.
+    /// A hub of the nodes that the configuration names, which are asked again and again whether
+    /// they answer.
     ///
     /// # Errors
-    /// If the socket's path cannot be used.
-    pub fn peer(&self, _permit: &Permit) -> Result<Box<HttpPeer>> {
-        let path = self.socket.to_str().ok_or_else(|| {
-            Error::explain(ErrorType::InternalError, "hub socket path is not UTF-8")
-        })?;
-        let mut peer = HttpPeer::new_uds(path, false, String::new())?;
-        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
-        peer.options.read_timeout = Some(READ_TIMEOUT);
-        peer.options.write_timeout = Some(READ_TIMEOUT);
-        peer.options.idle_timeout = Some(IDLE_TIMEOUT);
-        Ok(Box::new(peer))
+    /// If a node's place cannot be used.
+    pub fn new(settings: &HubNodes, metrics: &Metrics) -> Result<Self> {
+        let places = settings.nodes.iter().cloned().enumerate();
+        let nodes = places.map(|(at, place)| Node::new(at, place, settings, metrics).map(Arc::new));
+        let nodes = nodes.collect::<Result<Box<[Arc<Node>]>>>()?;
+        let watching = watch::Sender::new(false);
+        for node in &nodes {
+            tokio::spawn(health::watch(node.clone(), settings.clone(), watching.subscribe()));
+        }
+        Ok(Self { nodes, next: AtomicUsize::new(0), watching })
     }
 
-    /// Turns a client's request head into the one that the hub gets.
-    ///
-    /// # Errors
-    /// If a header value cannot be written.
-    pub fn prepare(
-        &self,
-        permit: &Permit,
-        sealed: &str,
-        request: &mut RequestHeader,
-    ) -> Result<()> {
-        remove_foreign_identity(request);
-        let claims = permit.claims();
-        request.insert_header("host", "hub")?;
-        request.insert_header(policies::permit::HEADER, sealed)?;
-        request.insert_header("sekisho-request-id", &claims.request_id)?;
-        request.insert_header("sekisho-principal", claims.principal.path())?;
-        request.insert_header("sekisho-serial", claims.serial.to_string())?;
-        if let Some(staff) = &claims.staff {
-            request.insert_header("sekisho-staff-job", staff.job.as_str())?;
+    /// Takes the place of `before`: what only that had is shown no longer.
+    pub fn replace(&self, before: &Self, metrics: &Metrics) {
+        let gone = before.nodes.iter().map(|node| node.name());
+        for name in gone.filter(|name| !self.nodes.iter().any(|node| node.name() == *name)) {
+            // Gone already is as good.
+            let _ = metrics.hub_node_up.remove_label_values(&[&name]);
         }
-        Ok(())
+    }
+
+    /// An attempt on the node that is best now, and not among `tried`; `None`: there is none. A
+    /// node that failed is tried with a write only when there is no other: a read can be taken
+    /// elsewhere.
+    pub fn attempt(&self, permit: &Permit, tried: u64) -> Option<Attempt> {
+        if let [node] = &*self.nodes {
+            return is_usable(node, tried).then(|| node.attempt()).flatten();
+        }
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let doubtful = self.doubtful();
+        let others = if is_read(permit) { None } else { self.best(first, tried | doubtful) };
+        others.or_else(|| self.best(first, tried))
+    }
+
+    /// The node with the fewest requests in flight; of equals the first one in turn.
+    fn best(&self, first: usize, tried: u64) -> Option<Attempt> {
+        let mut passed = tried;
+        loop {
+            let in_turn = (0..self.nodes.len())
+                .filter_map(|step| self.nodes.get(first.wrapping_add(step) % self.nodes.len()));
+            let usable = in_turn.filter(|node| is_usable(node, passed));
+            let node = usable.min_by_key(|node| node.in_flight())?;
+            if let Some(attempt) = node.attempt() {
+                return Some(attempt);
+            }
+            passed |= node.bit;
+        }
+    }
+
+    /// Nodes that failed and did not answer a request since.
+    fn doubtful(&self) -> u64 {
+        let doubtful = self.nodes.iter().filter(|node| !node.is_trusted());
+        doubtful.fold(0, |set, node| set | node.bit)
+    }
+
+    /// Whether a request that a node did not answer may go to another: nothing comes of asking
+    /// twice, no byte of an answer came, and the permit lasts.
+    pub fn may_retry(permit: &Permit, attempt: &Attempt) -> bool {
+        is_read(permit)
+            && !attempt.is_answered()
+            && permit.claims().expires_ms > now_ms().saturating_add(PERMIT_LEFT_MS_MIN)
     }
 }
 
-/// Removes what a client says of its own identity.
-pub fn remove_foreign_identity(request: &mut RequestHeader) {
-    let foreign: Vec<HeaderName> =
-        request.headers.keys().filter(|name| tells_identity(name)).cloned().collect();
-    for name in foreign {
-        request.remove_header(&name);
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.watching.send_replace(true);
     }
-    // The hub reads no token: who is asking stands in the permit.
-    request.remove_header(&http::header::AUTHORIZATION);
-    request.remove_header(&http::header::COOKIE);
 }
 
-fn tells_identity(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    IDENTITY_NAMES.contains(&name)
-        || IDENTITY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        // An underscore reads as a hyphen in some back ends.
-        || name.contains('_')
+fn is_read(permit: &Permit) -> bool {
+    matches!(permit.claims().method.as_str(), "GET" | "HEAD")
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_tell_identity_are_known() {
-        for name in [
-            "sekisho-permit",
-            "x-forwarded-for",
-            "x-client-cert",
-            "x-ssl-client-s-dn",
-            "forwarded",
-            "x_sekisho_principal",
-            "client-cert",
-        ] {
-            assert!(tells_identity(&HeaderName::from_static(name)), "{name}");
-        }
-        for name in ["content-type", "accept", "user-agent"] {
-            assert!(!tells_identity(&HeaderName::from_static(name)), "{name}");
-        }
-    }
+fn is_usable(node: &Node, tried: u64) -> bool {
+    node.bit & tried == 0 && node.answers()
 }
