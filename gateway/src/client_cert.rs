@@ -1,11 +1,10 @@
 //! From a certificate to a [`VerifiedClient`]: chain, validity, purpose, policy, identity,
 //! revocation.
 //!
-//! [`Verifier`] runs inside a full handshake. A resumed session never calls it (RFC 8446 §2.2), so
-//! [`VerifiedClient::from_handshake`] looks at validity, identity and revocation again after every
-//! handshake, full or resumed, and `access` looks at revocation on every request.
-//!
-//! Belongs here later: the cache of verified chains, and identity rules of outside CAs.
+//! [`Verifier`] runs inside a full handshake, before the client has proved that it holds the key; a
+//! resumed session never calls it (RFC 8446 §2.2). So it only leaves a [`Candidate`] behind, and
+//! [`VerifiedClient::admit`] looks at chain, validity, identity and revocation after every
+//! handshake, full or resumed; `access` looks at revocation on every request.
 //!
 //! Invariants: a [`VerifiedClient`] exists only for a peer whose handshake was completed by a
 //! `ServerConfig` that uses [`Verifier`]; the text of a certificate is never trusted, only its SAN.
@@ -14,19 +13,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::digest;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use policies::identity::{Identity, Serial};
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::server::WebPkiClientVerifier;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use rustls_pki_types::{CertificateDer, UnixTime};
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
+
+mod leaf;
+mod subject;
+
+pub(crate) use leaf::{Digest, Leaf, LeafRules, Said, Validity, date, oid_bytes, sha256};
+pub(crate) use subject::read_kokuho;
 
 use crate::facts_feed::LiveFacts;
+use crate::trust::{Anchor, Rule, TrustBundle};
 
 /// Why a client certificate is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,9 +56,18 @@ pub enum Reason {
     /// Operator certificates are not for public listeners.
     #[error("operator certificates are refused on public listeners")]
     OperatorRefused,
+    /// The outside CA gives certificates of this kind for something else.
+    #[error("certificate kind `{0}` is not for care: 介護保険 or 介護DX is needed")]
+    WrongKind(String),
+    /// Whether the outside CA revoked it cannot be told.
+    #[error("revocation not known: {0}")]
+    RevocationUnknown(String),
     /// It was revoked.
     #[error("revoked")]
     Revoked,
+    /// The client could not prove that it holds the certificate's key.
+    #[error("client does not hold the certificate's key")]
+    NotTheHolder,
     /// The chain or signature does not verify.
     #[error("chain does not verify: {0}")]
     Chain(String),
@@ -65,7 +75,7 @@ pub enum Reason {
 
 impl Reason {
     /// Whether only the text about the holder is wrong, which counts for nothing from a stranger.
-    const fn is_about_holder(&self) -> bool {
+    pub(crate) const fn is_about_holder(&self) -> bool {
         matches!(self, Self::WrongPolicy | Self::NoIdentity(_) | Self::OperatorRefused)
     }
 
@@ -80,7 +90,10 @@ impl Reason {
             Self::WrongPolicy => "wrong_policy",
             Self::NoIdentity(_) => "no_identity",
             Self::OperatorRefused => "operator_refused",
+            Self::WrongKind(_) => "wrong_certificate_kind",
+            Self::RevocationUnknown(_) => "revocation_unknown",
             Self::Revoked => "revoked",
+            Self::NotTheHolder => "not_the_holder",
             Self::Chain(_) => "chain_invalid",
         }
     }
@@ -105,194 +118,133 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// What a leaf certificate says, read but not yet believed.
-struct Leaf {
-    identity: Identity,
-    serial: Serial,
-    not_after: u64,
-    sha256: String,
+/// A certificate that the bundle trusts, of a client that has yet to prove that it holds the key.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub(crate) leaf: Arc<Leaf>,
+    /// The bundle that trusts it.
+    pub(crate) generation: u64,
+}
+
+impl Candidate {
+    /// The refusal of a client that broke off, or could not prove that it holds the key.
+    pub(crate) fn refused(&self, reason: Reason) -> Refused {
+        self.leaf.refused(reason)
+    }
 }
 
 /// A client whose certificate was verified in a TLS handshake with this gateway.
 #[derive(Debug)]
 pub struct VerifiedClient {
-    identity: Identity,
-    serial: Serial,
-    not_after: u64,
-    sha256: String,
+    leaf: Arc<Leaf>,
 }
 
 impl VerifiedClient {
-    /// Looks at the leaf again after a completed handshake, full or resumed.
+    /// Looks at the certificate again after a completed handshake, full or resumed. `candidate` is
+    /// what the verifier left behind in it, if it ran.
     ///
     /// # Errors
-    /// [`Refused`] if the certificate has expired or was revoked since the session began.
-    pub fn from_handshake(
-        rules: &LeafRules,
+    /// [`Refused`] if the bundle no longer trusts it, it has expired, or it was revoked since.
+    pub fn admit(
+        trust: &TrustBundle,
         facts: &LiveFacts,
         peer_certificates: Option<&[CertificateDer<'_>]>,
+        candidate: Option<Candidate>,
     ) -> Result<Self, Refused> {
-        let leaf = peer_certificates.and_then(<[_]>::first).ok_or(Refused {
-            reason: Reason::Malformed,
-            serial: None,
-            claimed: None,
-        })?;
-        let leaf = rules.read(leaf, now())?;
-        refuse_revoked(facts, &leaf)?;
-        Ok(Self {
-            identity: leaf.identity,
-            serial: leaf.serial,
-            not_after: leaf.not_after,
-            sha256: leaf.sha256,
-        })
+        let [end_entity, intermediates @ ..] = peer_certificates.unwrap_or_default() else {
+            return Err(Refused { reason: Reason::Malformed, serial: None, claimed: None });
+        };
+        let fits = |it: &Candidate| {
+            it.generation == trust.generation() && it.leaf.said.digest == sha256(end_entity)
+        };
+        let now = now();
+        let leaf = match candidate.filter(fits) {
+            Some(candidate) => candidate.leaf,
+            None => trust.check(end_entity, intermediates, now)?.leaf,
+        };
+        leaf.stands(facts, now)?;
+        // The handshake is complete: the client has proved that it holds the key.
+        trust.remember(&leaf);
+        Ok(Self { leaf })
     }
 
     /// The principal that the certificate names.
     pub fn identity(&self) -> &Identity {
-        &self.identity
+        &self.leaf.said.identity
     }
 
-    /// The certificate's serial number.
+    /// The serial number that stands in the certificate.
+    pub fn shown_serial(&self) -> Serial {
+        self.leaf.said.shown_serial
+    }
+
+    /// Whether the outside CA that it is from, if it is from one, still stands by it.
+    ///
+    /// # Errors
+    /// [`Reason::Revoked`], or [`Reason::RevocationUnknown`].
+    pub fn stands_outside(&self) -> Result<(), Reason> {
+        self.leaf.stands_outside(now())
+    }
+
+    /// The same for a request. What our own CA says is a fact, and part of the decision.
+    ///
+    /// # Errors
+    /// The reason to deny it.
+    pub fn may_ask(&self) -> Result<(), policies::reason::Reason> {
+        self.stands_outside().map_err(|reason| match reason == Reason::Revoked {
+            true => policies::reason::Reason::CertificateRevoked,
+            false => policies::reason::Reason::FactsStale,
+        })
+    }
+
+    /// The serial number as facts and decisions know it: an outside CA's is qualified by its
+    /// issuer, so that it is never taken for one of ours.
     pub fn serial(&self) -> Serial {
-        self.serial
+        self.leaf.said.serial
     }
 
-    /// `notAfter`, Unix seconds.
+    /// `notAfter`, Unix seconds; of the chain, where that ends sooner.
     pub fn not_after(&self) -> u64 {
-        self.not_after
+        self.leaf.said.validity.until()
+    }
+
+    /// The CA that its chain led to.
+    pub(crate) fn anchor(&self) -> &Anchor {
+        &self.leaf.anchor
     }
 
     /// SHA-256 of the certificate, base64url without padding (RFC 8705 §3.1 `x5t#S256`).
     pub fn sha256(&self) -> &str {
-        &self.sha256
+        &self.leaf.said.digest_text
     }
 }
 
-fn refuse_revoked(facts: &LiveFacts, leaf: &Leaf) -> Result<(), Refused> {
-    if facts.current().revoked(leaf.serial).is_some() {
-        return Err(Refused {
-            reason: Reason::Revoked,
-            serial: Some(leaf.serial),
-            claimed: Some(leaf.identity.path()),
-        });
-    }
-    Ok(())
-}
-
-/// What every leaf must say, whoever signed it.
-#[derive(Debug, Clone)]
-pub struct LeafRules {
-    id_domain: String,
-    policy_prefix: Vec<u8>,
-}
-
-impl LeafRules {
-    /// Rules for SAN URIs under `id_domain` and policies under `<policy_arc>.1`.
-    ///
-    /// # Errors
-    /// If `policy_arc` is not an object identifier.
-    pub fn new(id_domain: &str, policy_arc: &str) -> Result<Self, String> {
-        let policy_prefix = oid_bytes(&format!("{policy_arc}.1"))?;
-        Ok(Self { id_domain: id_domain.to_owned(), policy_prefix })
-    }
-
-    /// Reads and checks a leaf at `now` (Unix seconds). The purpose is looked at first, so that a
-    /// server certificate is called one, whoever signed it.
-    fn read(&self, der: &CertificateDer<'_>, now: u64) -> Result<Leaf, Refused> {
-        let unreadable = Refused { reason: Reason::Malformed, serial: None, claimed: None };
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| unreadable.clone())?;
-        let serial = Serial::from_bytes(certificate.raw_serial()).map_err(|_| unreadable)?;
-        let identity = self.identity(&certificate);
-        let claimed = identity.as_ref().ok().map(Identity::path);
-        let refuse = |reason| Refused { reason, serial: Some(serial), claimed: claimed.clone() };
-        check_purpose(&certificate).map_err(refuse)?;
-        check_validity(&certificate, now).map_err(refuse)?;
-        self.check_policy(&certificate).map_err(refuse)?;
-        let identity = identity.map_err(refuse)?;
-        if matches!(identity, Identity::Operator { .. }) {
-            return Err(refuse(Reason::OperatorRefused));
+impl Leaf {
+    /// Whether it is valid and not revoked now.
+    fn stands(&self, facts: &LiveFacts, now: u64) -> Result<(), Refused> {
+        self.said.validity.check(now).map_err(|reason| self.refused(reason))?;
+        if facts.current().revoked(self.said.serial).is_some() {
+            return Err(self.refused(Reason::Revoked));
         }
-        let sha256 = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, der));
-        let not_after = certificate.validity().not_after.timestamp().try_into().unwrap_or(0);
-        Ok(Leaf { identity, serial, not_after, sha256 })
+        self.stands_outside(now).map_err(|reason| self.refused(reason))
     }
 
-    fn identity(&self, certificate: &X509Certificate<'_>) -> Result<Identity, Reason> {
-        let san = certificate
-            .subject_alternative_name()
-            .map_err(|_| Reason::NoIdentity("extension is not understood".to_owned()))?
-            .ok_or_else(|| Reason::NoIdentity("no subject alternative name".to_owned()))?;
-        let uris: Vec<&str> = san
-            .value
-            .general_names
-            .iter()
-            .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
-            .collect();
-        match uris.as_slice() {
-            [uri] => Identity::from_san_uri(uri, &self.id_domain)
-                .map_err(|error| Reason::NoIdentity(error.to_string())),
-            _ => Err(Reason::NoIdentity(format!("{} URIs", uris.len()))),
+    fn stands_outside(&self, now: u64) -> Result<(), Reason> {
+        match &self.anchor.rule {
+            Rule::Own => Ok(()),
+            Rule::Outside(ca) => ca.check(&self.anchor.digest, self.said.shown_serial, now),
         }
     }
 
-    fn check_policy(&self, certificate: &X509Certificate<'_>) -> Result<(), Reason> {
-        let ours = certificate.extensions().iter().any(|extension| {
-            if let ParsedExtension::CertificatePolicies(policies) = extension.parsed_extension() {
-                policies.iter().any(|policy| {
-                    let oid = policy.policy_id.as_bytes();
-                    oid.len() > self.policy_prefix.len() && oid.starts_with(&self.policy_prefix)
-                })
-            } else {
-                false
-            }
-        });
-        if ours { Ok(()) } else { Err(Reason::WrongPolicy) }
+    pub(crate) fn refused(&self, reason: Reason) -> Refused {
+        self.said.refused(reason)
     }
 }
 
-/// The content bytes of a dotted object identifier (X.690 §8.19). Ours, because the parser's text
-/// form of identifiers under `2.` with a second arc above 47 is wrong.
-pub(crate) fn oid_bytes(dotted: &str) -> Result<Vec<u8>, String> {
-    let bad = || format!("`{dotted}` is not an object identifier, such as `2.999.1`");
-    let arcs: Result<Vec<u64>, _> = dotted.split('.').map(str::parse).collect();
-    let arcs = arcs.map_err(|_| bad())?;
-    let [first @ 0..=2, second, rest @ ..] = arcs.as_slice() else {
-        return Err(bad());
-    };
-    let head = first.checked_mul(40).and_then(|base| base.checked_add(*second)).ok_or_else(bad)?;
-    let mut bytes = Vec::new();
-    for arc in std::iter::once(&head).chain(rest) {
-        let groups = (64 - (arc | 1).leading_zeros()).div_ceil(7);
-        bytes.extend((0..groups).rev().map(|group| {
-            let more = if group == 0 { 0 } else { 0x80 };
-            ((arc >> (7 * group)) & 0x7f) as u8 | more
-        }));
+impl Said {
+    pub(crate) fn refused(&self, reason: Reason) -> Refused {
+        Refused { reason, serial: Some(self.shown_serial), claimed: Some(self.identity.path()) }
     }
-    Ok(bytes)
-}
-
-fn check_purpose(certificate: &X509Certificate<'_>) -> Result<(), Reason> {
-    match certificate.extended_key_usage() {
-        Ok(Some(usage)) if usage.value.client_auth => Ok(()),
-        _ => Err(Reason::WrongPurpose),
-    }
-}
-
-fn check_validity(certificate: &X509Certificate<'_>, now: u64) -> Result<(), Reason> {
-    let validity = certificate.validity();
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    if now > validity.not_after.timestamp() {
-        return Err(Reason::Expired(date(validity.not_after.timestamp())));
-    }
-    if now < validity.not_before.timestamp() {
-        return Err(Reason::NotYetValid(date(validity.not_before.timestamp())));
-    }
-    Ok(())
-}
-
-fn date(unix: i64) -> String {
-    time::OffsetDateTime::from_unix_timestamp(unix)
-        .map_or_else(|_| "at an unknown time".to_owned(), |at| at.date().to_string())
 }
 
 /// Unix seconds.
@@ -302,9 +254,9 @@ pub(crate) fn now() -> u64 {
 
 /// The client certificate verifier of the public listener.
 pub struct Verifier {
-    chain: Arc<dyn ClientCertVerifier>,
-    rules: LeafRules,
+    trust: Arc<TrustBundle>,
     facts: Arc<LiveFacts>,
+    algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl fmt::Debug for Verifier {
@@ -314,28 +266,13 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// A verifier that trusts `anchors` (the issuing CAs) and nothing else.
-    ///
-    /// # Errors
-    /// A line for the operator if an anchor cannot be used.
+    /// A verifier that trusts what `trust` trusts, and nothing else.
     pub fn new(
-        anchors: &[CertificateDer<'static>],
-        provider: Arc<rustls::crypto::CryptoProvider>,
-        rules: LeafRules,
+        trust: Arc<TrustBundle>,
         facts: Arc<LiveFacts>,
-    ) -> Result<Self, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        for anchor in anchors {
-            roots
-                .add(anchor.clone())
-                .map_err(|error| format!("trust anchor cannot be used: {error}"))?;
-        }
-        // INVARIANT: no CRLs here. rustls verifies a CRL's signature again in every handshake, and
-        // a resumed session asks nobody; revocation is a fact, looked at in memory instead.
-        let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .map_err(|error| format!("client certificate verifier: {error}"))?;
-        Ok(Self { chain, rules, facts })
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Self {
+        Self { trust, facts, algorithms }
     }
 
     fn check(
@@ -343,38 +280,16 @@ impl Verifier {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<ClientCertVerified, Refused> {
-        let chain = self.chain.verify_client_cert(end_entity, intermediates, now);
-        let leaf = match (self.rules.read(end_entity, now.as_secs()), &chain) {
-            // What a stranger's certificate says of its holder does not matter: it is a stranger's.
-            (Err(refused), Err(error)) if refused.reason.is_about_holder() => {
-                return Err(Refused { reason: chain_reason(error, end_entity), ..refused });
-            }
-            (leaf, _) => leaf?,
-        };
-        let verified = chain.map_err(|error| Refused {
-            reason: chain_reason(&error, end_entity),
-            serial: Some(leaf.serial),
-            claimed: Some(leaf.identity.path()),
-        })?;
-        refuse_revoked(&self.facts, &leaf)?;
-        Ok(verified)
+    ) -> Result<Candidate, Refused> {
+        let candidate = self.trust.check(end_entity, intermediates, now.as_secs())?;
+        candidate.leaf.stands(&self.facts, now.as_secs())?;
+        Ok(candidate)
     }
-}
-
-fn chain_reason(error: &rustls::Error, end_entity: &CertificateDer<'_>) -> Reason {
-    if let rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) = error {
-        let issuer = X509Certificate::from_der(end_entity)
-            .map(|(_, certificate)| certificate.issuer().to_string())
-            .unwrap_or_default();
-        return Reason::UnknownIssuer(issuer.chars().take(120).collect());
-    }
-    Reason::Chain(error.to_string())
 }
 
 impl ClientCertVerifier for Verifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        self.trust.hints()
     }
 
     fn verify_client_cert(
@@ -383,24 +298,17 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, now).map_err(|refused| {
-            let error = match refused.reason {
-                Reason::Expired(_) => CertificateError::Expired,
-                Reason::NotYetValid(_) => CertificateError::NotValidYet,
-                Reason::UnknownIssuer(_) => CertificateError::UnknownIssuer,
-                Reason::Revoked => CertificateError::Revoked,
-                Reason::Malformed
-                | Reason::WrongPurpose
-                | Reason::WrongPolicy
-                | Reason::NoIdentity(_)
-                | Reason::OperatorRefused
-                | Reason::Chain(_) => {
-                    CertificateError::Other(rustls::OtherError(Arc::new(refused.clone())))
-                }
-            };
-            REFUSED.with(|slot| slot.set(Some(refused)));
-            rustls::Error::InvalidCertificate(error)
-        })
+        match self.check(end_entity, intermediates, now) {
+            Ok(candidate) => {
+                SEEN.with(|slot| slot.set(Some(Seen::Candidate(candidate))));
+                Ok(ClientCertVerified::assertion())
+            }
+            Err(refused) => {
+                let error = tls_error(&refused);
+                SEEN.with(|slot| slot.set(Some(Seen::Refused(refused))));
+                Err(rustls::Error::InvalidCertificate(error))
+            }
+        }
     }
 
     fn verify_tls12_signature(
@@ -418,41 +326,61 @@ impl ClientCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// What rustls makes an alert of.
+fn tls_error(refused: &Refused) -> CertificateError {
+    match refused.reason {
+        Reason::Expired(_) => CertificateError::Expired,
+        Reason::NotYetValid(_) => CertificateError::NotValidYet,
+        Reason::UnknownIssuer(_) => CertificateError::UnknownIssuer,
+        Reason::Revoked => CertificateError::Revoked,
+        Reason::RevocationUnknown(_) => CertificateError::UnknownRevocationStatus,
+        Reason::Malformed
+        | Reason::WrongPurpose
+        | Reason::WrongPolicy
+        | Reason::NoIdentity(_)
+        | Reason::OperatorRefused
+        | Reason::NotTheHolder
+        | Reason::WrongKind(_)
+        | Reason::Chain(_) => {
+            CertificateError::Other(rustls::OtherError(Arc::new(refused.clone())))
+        }
+    }
+}
+
+/// What the verifier found in a handshake.
+pub enum Seen {
+    /// A certificate that is trusted, if the client holds its key.
+    Candidate(Candidate),
+    /// One that is not.
+    Refused(Refused),
+}
+
+impl Seen {
+    /// The certificate, if it is trusted.
+    pub fn candidate(self) -> Option<Candidate> {
+        match self {
+            Self::Candidate(candidate) => Some(candidate),
+            Self::Refused(_) => None,
+        }
     }
 }
 
 thread_local! {
-    /// The refusal of the handshake step that runs on this thread now. rustls turns a verifier's
-    /// error into an alert and keeps only its kind, so the whole [`Refused`] waits here until the
-    /// poll that caused it returns; see [`take_refused`].
-    static REFUSED: std::cell::Cell<Option<Refused>> = const { std::cell::Cell::new(None) };
+    /// What the handshake step that runs on this thread now found. rustls turns a verifier's error
+    /// into an alert and keeps only its kind, and takes nothing of ours from one that went well, so
+    /// it waits here until the poll that caused it returns; see [`take_seen`].
+    static SEEN: std::cell::Cell<Option<Seen>> = const { std::cell::Cell::new(None) };
 }
 
-/// Takes the refusal that the poll just finished on this thread left behind.
-pub(crate) fn take_refused() -> Option<Refused> {
-    REFUSED.with(std::cell::Cell::take)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn object_identifiers_encode_as_x690_says() {
-        for (dotted, bytes) in [
-            ("2.5.29.32", &[0x55, 0x1d, 0x20][..]),
-            ("2.999.1.1", &[0x88, 0x37, 0x01, 0x01]),
-            ("1.3.6.1.4.1.311", &[0x2b, 6, 1, 4, 1, 0x82, 0x37]),
-        ] {
-            assert_eq!(oid_bytes(dotted).unwrap(), bytes, "{dotted}");
-        }
-        for bad in ["", "3.1", "1", "2.999.", "a.b"] {
-            assert!(oid_bytes(bad).is_err(), "{bad}");
-        }
-    }
+/// Takes what the poll just finished on this thread left behind.
+pub fn take_seen() -> Option<Seen> {
+    SEEN.with(std::cell::Cell::take)
 }

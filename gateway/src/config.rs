@@ -4,20 +4,35 @@
 //! once; a key file that others can read is refused.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use audit_log::{CheckpointKey, Durability};
 use policies::bundle::signature::Signer;
 use policies::matrix::Profile;
+use policies::overlay::network::Network;
 use policies::permit::PermitKey;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
+mod closed_network;
+mod hub;
+mod limits;
+mod outside_cas;
+mod staleness;
+
+pub use closed_network::ClosedNetwork;
+use closed_network::RawClosedNetwork;
+use hub::RawHub;
+pub use hub::{HubNode, HubNodes, NodeTls};
+pub use limits::Limits;
+use limits::RawLimits;
+use outside_cas::RawOutsideCa;
+use staleness::RawStaleness;
+
+use crate::credentials::{Credentials, Files, read_private};
+use crate::facts_copy::CopyPlace;
 use crate::facts_feed::chain;
+use crate::staleness::Stages;
 
 /// Why a configuration is refused: one line for each problem.
 #[derive(Debug, thiserror::Error)]
@@ -33,23 +48,39 @@ pub struct RawConfig {
     #[serde(default = "default_policy_arc")]
     policy_arc: String,
     listen: String,
+    #[serde(default)]
+    proxy_protocol_from: Vec<String>,
     admin_listen: String,
     server_certificate: PathBuf,
     server_key: PathBuf,
     trust_anchors: PathBuf,
-    hub_socket: PathBuf,
+    hub_socket: Option<PathBuf>,
+    #[serde(default)]
+    hub: RawHub,
     permit_key: PathBuf,
     #[serde(default = "default_profile")]
     policy_profile: String,
     #[serde(default)]
     policy: RawPolicy,
     ready_file: PathBuf,
+    takeover_socket: Option<PathBuf>,
+    control_socket: Option<PathBuf>,
     #[serde(default)]
     demo: bool,
     audit: RawAudit,
     feeds: RawFeeds,
+    facts_copy: Option<RawFactsCopy>,
     #[serde(default)]
     limits: RawLimits,
+    #[serde(default = "default_verified_chains_max")]
+    verified_chains_max: usize,
+    #[serde(default = "default_certificate_check_interval_ms")]
+    certificate_check_interval_ms: u64,
+    #[serde(default)]
+    outside_cas: Vec<RawOutsideCa>,
+    closed_network: Option<RawClosedNetwork>,
+    #[serde(default)]
+    staleness: RawStaleness,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -91,53 +122,16 @@ struct RawFeeds {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawFeed {
-    socket: PathBuf,
-    public_key: String,
+struct RawFactsCopy {
+    dir: PathBuf,
+    key: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLimits {
-    connections_max: usize,
-    connections_per_address_max: usize,
-    hello_timeout_ms: u64,
-    handshakes_in_flight_max: usize,
-    handshakes_in_flight_per_address_max: usize,
-    handshake_timeout_ms: u64,
-    requests_in_flight_max: usize,
-    requests_in_flight_per_party_max: usize,
-    request_headers_max: usize,
-    request_header_bytes_max: usize,
-    request_target_bytes_max: usize,
-    request_body_bytes_max: u64,
-    request_read_timeout_ms: u64,
-    h2_streams_max: u32,
-    h2_idle_timeout_ms: u64,
-    drain_timeout_ms: u64,
-}
-
-impl Default for RawLimits {
-    fn default() -> Self {
-        Self {
-            connections_max: 20_000,
-            connections_per_address_max: 4_000,
-            hello_timeout_ms: 2_000,
-            handshakes_in_flight_max: 512,
-            handshakes_in_flight_per_address_max: 128,
-            handshake_timeout_ms: 5_000,
-            requests_in_flight_max: 800,
-            requests_in_flight_per_party_max: 64,
-            request_headers_max: 56,
-            request_header_bytes_max: 32 * 1024,
-            request_target_bytes_max: 2_048,
-            request_body_bytes_max: 4 * 1024 * 1024,
-            request_read_timeout_ms: 15_000,
-            h2_streams_max: 64,
-            h2_idle_timeout_ms: 60_000,
-            drain_timeout_ms: 8_000,
-        }
-    }
+#[serde(deny_unknown_fields)]
+struct RawFeed {
+    socket: PathBuf,
+    public_key: String,
 }
 
 fn default_policy_arc() -> String {
@@ -161,48 +155,19 @@ const fn default_refusals_per_minute_max() -> u32 {
     60
 }
 
+/// Some 20 MB: the terminals of one region.
+const fn default_verified_chains_max() -> usize {
+    50_000
+}
+
+const fn default_certificate_check_interval_ms() -> u64 {
+    10_000
+}
+
 /// A hundred years.
 const RETENTION_DAYS_MAX: u32 = 36_525;
 
 const REFUSALS_PER_MINUTE_MAX: u32 = 100_000;
-
-/// The limits in force. Every one of them is a hard bound.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Open downstream connections, in all.
-    pub connections_max: usize,
-    /// Open downstream connections from one address.
-    pub connections_per_address_max: usize,
-    /// From accept to the first byte of the client's hello; a silent client takes no handshake
-    /// slot.
-    pub hello_timeout: Duration,
-    /// TLS handshakes going on at once.
-    pub handshakes_in_flight_max: usize,
-    /// TLS handshakes going on at once from one address.
-    pub handshakes_in_flight_per_address_max: usize,
-    /// From accept to the end of the handshake.
-    pub handshake_timeout: Duration,
-    /// Requests passed to the hub at once; fewer than the hub takes.
-    pub requests_in_flight_max: usize,
-    /// Requests of one party (an office, a municipality, a system) passed to the hub at once.
-    pub requests_in_flight_per_party_max: usize,
-    /// Header lines of one request; fewer than the hub takes.
-    pub request_headers_max: usize,
-    /// All header names and values of one request, in bytes.
-    pub request_header_bytes_max: usize,
-    /// Path and query of one request, in bytes.
-    pub request_target_bytes_max: usize,
-    /// The body of one request, in bytes.
-    pub request_body_bytes_max: u64,
-    /// For each read of a request.
-    pub request_read_timeout: Duration,
-    /// Concurrent streams of one HTTP/2 connection.
-    pub h2_streams_max: u32,
-    /// An HTTP/2 connection without streams is closed after this time.
-    pub h2_idle_timeout: Duration,
-    /// How long a drain waits for requests in flight.
-    pub drain_timeout: Duration,
-}
 
 /// Where one facts feed comes from.
 #[derive(Debug, Clone)]
@@ -231,16 +196,12 @@ pub struct Audit {
     pub refusals_per_minute_max: u32,
 }
 
-/// The server's certificate chain and key, read and matched to each other when TLS is set up.
-pub struct ServerIdentity {
-    /// Leaf first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The leaf's private key.
-    pub key: PrivateKeyDer<'static>,
-}
-
 /// The checked configuration.
 pub struct Config {
+    /// The file that it stands in.
+    pub file: PathBuf,
+    /// What is written there; secrets are in files of their own.
+    pub written: toml::Table,
     /// This gateway's id in acknowledgements and records.
     pub id: String,
     /// The domain of the SAN URIs.
@@ -249,20 +210,28 @@ pub struct Config {
     pub policy_arc: String,
     /// The public listener.
     pub listen: SocketAddr,
+    /// Balancers in front of it, which say where a client is (PROXY protocol version 2).
+    pub proxy_protocol_from: Vec<Network>,
     /// The loopback listener for metrics and readiness.
     pub admin_listen: SocketAddr,
-    /// Server certificate and key.
-    pub server: ServerIdentity,
-    /// The issuing CAs.
-    pub trust_anchors: Vec<CertificateDer<'static>>,
-    /// The hub's request socket.
-    pub hub_socket: PathBuf,
+    /// Where server certificate, key and trust anchors are.
+    pub files: Files,
+    /// What those files held when this was read.
+    pub credentials: Credentials,
+    /// The files are looked at again after each such time.
+    pub certificate_check_interval: Duration,
+    /// Where the hub is.
+    pub hub: HubNodes,
     /// The key that permits are sealed with.
     pub permit_key: PermitKey,
     /// Where the policy comes from, and which reading of the sharing matrix is in force.
     pub policy: crate::policy::Source,
     /// Written when the gateway is ready.
     pub ready_file: PathBuf,
+    /// Where a successor asks for this gateway's place; `None`: nowhere.
+    pub takeover_socket: Option<PathBuf>,
+    /// Where the operator looks and acts by name (mode 0600); `None`: nowhere.
+    pub control_socket: Option<PathBuf>,
     /// Whether certificates of a demo CA are accepted.
     pub demo: bool,
     /// The audit log.
@@ -271,8 +240,16 @@ pub struct Config {
     pub feed_ca: Feed,
     /// Registrations, consents and the rest.
     pub feed_hub: Feed,
+    /// Where the facts are kept on disk, if anywhere.
+    pub facts_copy: Option<CopyPlace>,
     /// Limits.
     pub limits: Limits,
+    /// The listener on the closed network, if there is one.
+    pub closed_network: Option<ClosedNetwork>,
+    /// Client chains that verified and are remembered.
+    pub verified_chains_max: usize,
+    /// How old facts may be.
+    pub stages: Stages,
 }
 
 impl Config {
@@ -290,71 +267,101 @@ impl Config {
             let what = error.message().replace('\n', " ");
             Error(vec![format!("config file `{}`: line {line}: {what}", path.display())])
         })?;
-        Checker { file: path.display().to_string(), problems: Vec::new() }.check(raw)
+        let written = text.parse::<toml::Table>();
+        let written = written.map_err(|error| Error(vec![error.message().to_owned()]))?;
+        let checker = Checker { file: path.to_owned(), problems: Vec::new() };
+        checker.check(raw, written)
     }
 }
 
 /// Collects problems while the parts of the file are turned into what they mean.
 struct Checker {
-    file: String,
+    file: PathBuf,
     problems: Vec<String>,
 }
 
 impl Checker {
-    fn check(mut self, raw: RawConfig) -> Result<Config, Error> {
+    fn check(mut self, raw: RawConfig, written: toml::Table) -> Result<Config, Error> {
         let listen = self.address("listen", &raw.listen);
+        let proxies = self.networks("proxy_protocol_from", &raw.proxy_protocol_from);
         let admin_listen = self.admin_address(&raw.admin_listen);
-        let chain = self.certificates("server_certificate", &raw.server_certificate);
-        let key = self.private_key("server_key", &raw.server_key);
-        let trust_anchors = self.certificates("trust_anchors", &raw.trust_anchors);
-        self.check_demo(raw.demo, &raw.policy_arc, &raw.trust_anchors, trust_anchors.as_deref());
-        self.check_demo_listener(raw.demo, listen);
+        let credentials = self.credentials(&raw);
+        self.check_numbers(&raw);
+        self.check_demo_listener(raw.demo, ("listen", listen));
         let permit_key = self.secret("permit_key", &raw.permit_key).and_then(|bytes| {
             let key = PermitKey::new(&bytes);
             self.keep("permit_key", key)
         });
+        let hub = self.hub(raw.hub_socket, raw.hub);
         let audit = self.audit(raw.audit);
         let policy = self.policy(&raw.policy_profile, raw.policy);
         self.check_feed("feeds.ca.public_key", &raw.feeds.ca.public_key);
         self.check_feed("feeds.hub.public_key", &raw.feeds.hub.public_key);
-        let limits = self.limits(&raw.limits);
-        if raw.id.is_empty() || raw.id.len() > 64 {
-            self.problem("id", "must be 1 to 64 characters");
-        }
-        match (listen, admin_listen, chain, key, trust_anchors, permit_key, audit, policy) {
+        let facts_copy = raw.facts_copy.and_then(|copy| self.facts_copy(copy));
+        let limits = self.limits("limits", &raw.limits);
+        let closed_network = raw
+            .closed_network
+            .and_then(|closed| self.closed_network(closed, &raw.limits, raw.demo));
+        let stages = self.staleness(&raw.staleness);
+        match (listen, admin_listen, credentials, hub.zip(permit_key), audit, policy) {
             (
                 Some(listen),
                 Some(admin_listen),
-                Some(chain),
-                Some(key),
-                Some(trust_anchors),
-                Some(permit_key),
+                Some((files, credentials)),
+                Some((hub, permit_key)),
                 Some(audit),
                 Some(policy),
             ) if self.problems.is_empty() => Ok(Config {
+                file: self.file,
+                written,
                 id: raw.id,
                 id_domain: raw.id_domain,
                 policy_arc: raw.policy_arc,
                 listen,
+                proxy_protocol_from: proxies,
                 admin_listen,
-                server: ServerIdentity { chain, key },
-                trust_anchors,
-                hub_socket: raw.hub_socket,
+                files,
+                credentials,
+                certificate_check_interval: Duration::from_millis(
+                    raw.certificate_check_interval_ms,
+                ),
+                hub,
                 permit_key,
                 policy,
                 ready_file: raw.ready_file,
+                takeover_socket: raw.takeover_socket,
+                control_socket: raw.control_socket,
                 demo: raw.demo,
                 audit,
                 feed_ca: feed(raw.feeds.ca),
                 feed_hub: feed(raw.feeds.hub),
+                facts_copy,
                 limits,
+                closed_network,
+                verified_chains_max: raw.verified_chains_max,
+                stages,
             }),
             _ => Err(Error(self.problems)),
         }
     }
 
+    fn check_numbers(&mut self, raw: &RawConfig) {
+        for (key, value) in [
+            ("verified_chains_max", raw.verified_chains_max as u64),
+            ("certificate_check_interval_ms", raw.certificate_check_interval_ms),
+        ] {
+            if value == 0 {
+                self.problem(key, "must be greater than 0");
+            }
+        }
+        if raw.id.is_empty() || raw.id.len() > 64 {
+            self.problem("id", "must be 1 to 64 characters");
+        }
+    }
+
     fn problem(&mut self, key: &str, what: &str) {
-        self.problems.push(format!("config file `{}`: key `{key}`: {what}", self.file));
+        let file = self.file.display();
+        self.problems.push(format!("config file `{file}`: key `{key}`: {what}"));
     }
 
     fn keep<T, E: std::fmt::Display>(&mut self, key: &str, value: Result<T, E>) -> Option<T> {
@@ -375,6 +382,10 @@ impl Checker {
         self.keep(key, parsed)
     }
 
+    fn networks(&mut self, key: &str, texts: &[String]) -> Vec<Network> {
+        texts.iter().filter_map(|text| self.keep(key, text.parse())).collect()
+    }
+
     fn admin_address(&mut self, text: &str) -> Option<SocketAddr> {
         let address = self.address("admin_listen", text)?;
         if address.ip().is_loopback() {
@@ -385,32 +396,29 @@ impl Checker {
         None
     }
 
-    fn certificates(&mut self, key: &str, path: &Path) -> Option<Vec<CertificateDer<'static>>> {
-        let read: Result<Vec<_>, String> =
-            CertificateDer::pem_file_iter(path).map_err(|error| error.to_string()).and_then(
-                |items| items.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string()),
-            );
-        match read {
-            Ok(chain) if !chain.is_empty() => Some(chain),
-            Ok(_) => {
-                self.problem(key, &format!("file `{}` holds no certificate", path.display()));
-                None
-            }
-            Err(error) => {
-                self.problem(
-                    key,
-                    &format!("cannot read certificates from `{}`: {error}", path.display()),
-                );
+    /// The files of TLS, and what they hold.
+    fn credentials(&mut self, raw: &RawConfig) -> Option<(Files, Credentials)> {
+        let marker = crate::client_cert::oid_bytes(&format!("{}.99", raw.policy_arc));
+        let marker = self.keep("policy_arc", marker)?;
+        let files = Files {
+            server_certificate: raw.server_certificate.clone(),
+            server_key: raw.server_key.clone(),
+            trust_anchors: raw.trust_anchors.clone(),
+            outside: self.outside_cas(&raw.outside_cas),
+            refused_marker: (!raw.demo).then_some(marker),
+        };
+        match files.read(&crate::tls::provider()) {
+            Ok(credentials) => Some((files, credentials)),
+            Err(problems) => {
+                problems.iter().for_each(|(key, what)| self.problem(key, what));
                 None
             }
         }
     }
 
-    fn private_key(&mut self, key: &str, path: &Path) -> Option<PrivateKeyDer<'static>> {
-        let bytes = self.private_file(key, path)?;
-        let parsed = PrivateKeyDer::from_pem_slice(&bytes)
-            .map_err(|_| format!("file `{}` holds no PEM private key", path.display()));
-        self.keep(key, parsed)
+    fn facts_copy(&mut self, raw: RawFactsCopy) -> Option<CopyPlace> {
+        let key = self.secret("facts_copy.key", &raw.key)?;
+        Some(CopyPlace { dir: raw.dir, key })
     }
 
     fn secret(&mut self, key: &str, path: &Path) -> Option<[u8; 32]> {
@@ -490,108 +498,19 @@ impl Checker {
         let _ = self.keep(key, checked.map(|_| ()));
     }
 
-    /// Demo and production never mix: a demo CA's certificate carries a marker extension.
-    fn check_demo(
-        &mut self,
-        demo: bool,
-        policy_arc: &str,
-        path: &Path,
-        anchors: Option<&[CertificateDer<'static>]>,
-    ) {
-        let marker = crate::client_cert::oid_bytes(&format!("{policy_arc}.99"));
-        let Some(marker) = self.keep("policy_arc", marker) else {
-            return;
-        };
-        let marked = anchors.unwrap_or(&[]).iter().any(|anchor| has_extension(anchor, &marker));
-        if marked && !demo {
-            let what = format!(
-                "`{}` holds a demo CA's certificate: a production gateway never trusts it",
-                path.display()
-            );
-            self.problem("trust_anchors", &what);
-        }
-    }
-
-    fn check_demo_listener(&mut self, demo: bool, listen: Option<SocketAddr>) {
+    fn check_demo_listener(&mut self, demo: bool, (key, listen): (&str, Option<SocketAddr>)) {
         if let Some(listen) = listen
             && demo
             && !listen.ip().is_loopback()
         {
             let what = format!("`{listen}` is not a loopback address: a demo listens there only");
-            self.problem("listen", &what);
-        }
-    }
-
-    fn limits(&mut self, raw: &RawLimits) -> Limits {
-        let positive = [
-            ("limits.connections_max", raw.connections_max as u64),
-            ("limits.connections_per_address_max", raw.connections_per_address_max as u64),
-            ("limits.hello_timeout_ms", raw.hello_timeout_ms),
-            ("limits.handshakes_in_flight_max", raw.handshakes_in_flight_max as u64),
-            (
-                "limits.handshakes_in_flight_per_address_max",
-                raw.handshakes_in_flight_per_address_max as u64,
-            ),
-            ("limits.requests_in_flight_max", raw.requests_in_flight_max as u64),
-            (
-                "limits.requests_in_flight_per_party_max",
-                raw.requests_in_flight_per_party_max as u64,
-            ),
-            ("limits.request_headers_max", raw.request_headers_max as u64),
-            ("limits.handshake_timeout_ms", raw.handshake_timeout_ms),
-            ("limits.request_header_bytes_max", raw.request_header_bytes_max as u64),
-            ("limits.request_target_bytes_max", raw.request_target_bytes_max as u64),
-            ("limits.request_body_bytes_max", raw.request_body_bytes_max),
-            ("limits.request_read_timeout_ms", raw.request_read_timeout_ms),
-            ("limits.h2_streams_max", u64::from(raw.h2_streams_max)),
-            ("limits.h2_idle_timeout_ms", raw.h2_idle_timeout_ms),
-            ("limits.drain_timeout_ms", raw.drain_timeout_ms),
-        ];
-        for (key, value) in positive {
-            if value == 0 {
-                self.problem(key, "must be greater than 0");
-            }
-        }
-        Limits {
-            connections_max: raw.connections_max,
-            connections_per_address_max: raw.connections_per_address_max,
-            hello_timeout: Duration::from_millis(raw.hello_timeout_ms),
-            handshakes_in_flight_per_address_max: raw.handshakes_in_flight_per_address_max,
-            requests_in_flight_max: raw.requests_in_flight_max,
-            requests_in_flight_per_party_max: raw.requests_in_flight_per_party_max,
-            request_headers_max: raw.request_headers_max,
-            handshakes_in_flight_max: raw.handshakes_in_flight_max,
-            handshake_timeout: Duration::from_millis(raw.handshake_timeout_ms),
-            request_header_bytes_max: raw.request_header_bytes_max,
-            request_target_bytes_max: raw.request_target_bytes_max,
-            request_body_bytes_max: raw.request_body_bytes_max,
-            request_read_timeout: Duration::from_millis(raw.request_read_timeout_ms),
-            h2_streams_max: raw.h2_streams_max,
-            h2_idle_timeout: Duration::from_millis(raw.h2_idle_timeout_ms),
-            drain_timeout: Duration::from_millis(raw.drain_timeout_ms),
+            self.problem(key, &what);
         }
     }
 }
 
 fn feed(raw: RawFeed) -> Feed {
     Feed { socket: raw.socket, public_key: raw.public_key }
-}
-
-fn has_extension(der: &CertificateDer<'_>, oid: &[u8]) -> bool {
-    X509Certificate::from_der(der).is_ok_and(|(_, certificate)| {
-        certificate.extensions().iter().any(|extension| extension.oid.as_bytes() == oid)
-    })
-}
-
-/// Reads a file that only its owner may read.
-fn read_private(path: &Path) -> Result<Vec<u8>, String> {
-    let shown = path.display();
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| format!("cannot read key file `{shown}`: {error}"))?;
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(format!("key file `{shown}` is readable by others: run `chmod 600 {shown}`"));
-    }
-    std::fs::read(path).map_err(|error| format!("cannot read key file `{shown}`: {error}"))
 }
 
 #[cfg(test)]
@@ -631,6 +550,14 @@ mod tests {
         [feeds.hub]
         socket = "/run/hub-feed.sock"
         public_key = "AAAA"
+        [facts_copy]
+        dir = "/var/facts"
+        key = "/nonexistent/facts-copy.key"
+        [closed_network]
+        listen = "10.8.0.1"
+        proxy_protocol_from = ["10.8.0.1/8"]
+        [closed_network.limits]
+        connections_max = 0
     "#;
 
     #[test]
@@ -650,10 +577,23 @@ mod tests {
             "`audit.retention_days`",
             "`audit.refusals_per_minute_max`",
             "`feeds.ca.public_key`",
+            "`facts_copy.key`",
+            "`closed_network.listen`",
+            "`closed_network.proxy_protocol_from`",
+            "`closed_network.limits.connections_max`",
         ] {
             assert!(problems.iter().any(|line| line.contains(key)), "{key}: {problems:?}");
         }
         assert!(problems.iter().all(|line| !line.contains('\n')));
+    }
+
+    #[test]
+    fn an_unknown_limit_of_the_closed_network_is_named() {
+        let problems = load(&TEXT.replace("connections_max = 0", "connection_max = 1"));
+        let named = |line: &String| {
+            line.contains("`closed_network.limits`") && line.contains("connection_max")
+        };
+        assert!(problems.iter().any(named), "{problems:?}");
     }
 
     #[test]
@@ -662,16 +602,5 @@ mod tests {
         assert!(problems[0].contains("colour"), "{problems:?}");
         let missing = Config::load(Path::new("/nonexistent/gateway.toml")).err().unwrap();
         assert!(missing.0[0].contains("/nonexistent/gateway.toml"));
-    }
-
-    #[test]
-    fn a_key_file_that_others_can_read_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("permit.key");
-        std::fs::write(&path, [1; 32]).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(read_private(&path).unwrap_err().contains("chmod 600"));
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read_private(&path).unwrap().len(), 32);
     }
 }

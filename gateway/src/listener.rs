@@ -1,20 +1,18 @@
 //! The public socket: accepts, admits, shakes hands, and hands the stream to pingora.
 //!
-//! Belongs here later: PROXY protocol, slow-client deadlines.
-//!
-//! Invariants: no more connections and handshakes at once than the limits say, in all and from one
-//! address; a client that says nothing takes no handshake slot; a handshake ends within its
-//! deadline; every failed handshake is recorded with its reason in words.
+//! Invariants: a handshake begins only with leave of [`Admission`], and ends within its deadline;
+//! every failed handshake is recorded with its reason in words.
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pingora_core::apps::ServerApp;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::{HttpProxy, ProxyHttp};
+use policies::overlay::NetworkKind;
 use policies::reason::Reason;
 use rustls::HandshakeKind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -25,23 +23,21 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::task::TaskTracker;
 
 use crate::access::Denied;
+use crate::admission::{Admission, FORGET_INTERVAL, Opened, Refusal, Share};
 use crate::audit::Recorder;
-use crate::client_cert::{LeafRules, Refused, VerifiedClient, take_refused};
+use crate::client_cert::{Candidate, Reason as Unfit, Refused, Seen, take_seen};
 use crate::config::Limits;
 use crate::downstream::{Connection, DownstreamStream, LiveConnections};
 use crate::facts_feed::LiveFacts;
 use crate::metrics::Metrics;
 use crate::proxy::{Gateway, new_request_id};
-use crate::slots::Slots;
-use crate::tls;
+use crate::tls::{self, LiveTls};
 
 /// Everything that a new connection needs. `P` is what pingora asks in its phases: in the gateway
 /// [`Gateway`], and nothing else.
 pub struct Listener<P = Gateway> {
-    /// Terminates TLS.
-    pub acceptor: TlsAcceptor,
-    /// What every leaf certificate must say.
-    pub rules: LeafRules,
+    /// Terminates TLS, and says who the client is.
+    pub tls: Arc<LiveTls>,
     /// Where revocation and suspension are looked up.
     pub facts: Arc<LiveFacts>,
     /// Where connections are listed.
@@ -52,6 +48,10 @@ pub struct Listener<P = Gateway> {
     pub metrics: Arc<Metrics>,
     /// The proxy behind.
     pub proxy: Arc<HttpProxy<P>>,
+    /// On which network it stands.
+    pub network: NetworkKind,
+    /// Who may begin a handshake.
+    pub admission: Admission,
     /// Limits.
     pub limits: Limits,
     /// Turns `true` when the gateway drains.
@@ -73,20 +73,19 @@ where
     P::CTX: Send + Sync,
 {
     /// Accepts until the gateway drains.
-    pub async fn run(self: Arc<Self>, socket: TcpListener) {
-        let limits = &self.limits;
-        let connections = Slots::new(limits.connections_max, limits.connections_per_address_max);
-        let handshakes = Slots::new(
-            limits.handshakes_in_flight_max,
-            limits.handshakes_in_flight_per_address_max,
-        );
+    pub async fn run(self: Arc<Self>, socket: Arc<TcpListener>) {
         let mut shutdown = self.shutdown.clone();
+        let mut forget = tokio::time::interval(FORGET_INTERVAL);
         loop {
             let accepted = tokio::select! {
                 accepted = socket.accept() => accepted,
+                _ = forget.tick() => {
+                    self.admission.forget_silent();
+                    continue;
+                }
                 _ = shutdown.wait_for(|draining| *draining) => return,
             };
-            let (tcp, address) = match accepted {
+            let (tcp, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Most often out of file descriptors: give the open connections time to end.
@@ -95,34 +94,40 @@ where
                     continue;
                 }
             };
-            let Some(slot) = connections.take(address.ip()) else {
-                self.count("over_limit");
-                continue;
+            let share = match self.admission.accepted() {
+                Ok(share) => share,
+                Err(refusal) => {
+                    self.count(refusal.code());
+                    continue;
+                }
             };
-            let (listener, handshakes) = (self.clone(), handshakes.clone());
+            let listener = self.clone();
             self.tasks.spawn(async move {
-                listener.serve(tcp, address, &handshakes).await;
-                drop(slot);
+                if let Err(refusal) = listener.serve(tcp, peer, share).await {
+                    listener.refused(peer, refusal);
+                }
             });
         }
     }
 
-    async fn serve(&self, tcp: TcpStream, address: SocketAddr, handshakes: &Arc<Slots<IpAddr>>) {
+    async fn serve(
+        &self,
+        mut tcp: TcpStream,
+        peer: SocketAddr,
+        share: Share,
+    ) -> Result<(), Refusal> {
         // Small responses must not wait for the peer's acknowledgement of the last one.
         let _ = tcp.set_nodelay(true);
-        if !self.speaks(&tcp).await {
-            return self.count("no_hello");
-        }
-        let Some(slot) = handshakes.take(address.ip()) else {
-            return self.count("over_limit");
-        };
-        let established = self.handshake(tcp, address).await;
-        drop(slot);
+        let opened = self.admission.open(share, &mut tcp, peer).await?;
+        let admitted = self.admission.handshake(&opened)?;
+        let established = self.handshake(tcp, &opened).await;
+        drop(admitted);
         let (stream, connection) = match established {
             Ok(established) => established,
             Err((failure, tcp)) => {
-                self.record(address, &failure);
-                return linger(tcp).await;
+                self.record(opened.address, &failure);
+                linger(tcp).await;
+                return Ok(());
             }
         };
         // What pingora hands back has no further use: its loop served every request.
@@ -131,15 +136,17 @@ where
             // pingora answered, or dropped, what it could not read as a request.
             let denied = Denied::because(Reason::BadRequest);
             self.recorder.denied(&connection, &new_request_id(), &denied, (0, 0));
-            self.metrics.requests.with_label_values(&["deny", Reason::BadRequest.as_str()]).inc();
+            self.metrics.requests.count(None, Some(Reason::BadRequest));
         }
+        Ok(())
     }
 
-    /// Whether the client begins to speak in time. Until then it has cost a socket, no more.
-    async fn speaks(&self, tcp: &TcpStream) -> bool {
-        let mut byte = [0];
-        let first = timeout(self.limits.hello_timeout, tcp.peek(&mut byte)).await;
-        matches!(first, Ok(Ok(1..)))
+    fn refused(&self, peer: SocketAddr, refusal: Refusal) {
+        self.count(refusal.code());
+        if refusal == Refusal::ProxyHeader {
+            // Not a client's doing: a balancer is set up otherwise than the configuration says.
+            tracing::warn!(%peer, "a source of `proxy_protocol_from` sent no PROXY header (v2)");
+        }
     }
 
     fn count(&self, outcome: &str) {
@@ -149,13 +156,13 @@ where
     async fn handshake(
         &self,
         tcp: TcpStream,
-        address: SocketAddr,
+        opened: &Opened,
     ) -> Result<(DownstreamStream, Arc<Connection>), (Failure, Option<TcpStream>)> {
-        let mut tls = timeout(self.limits.handshake_timeout, self.accept(tcp))
+        let (mut tls, candidate) = timeout(self.limits.handshake_timeout, self.accept(tcp))
             .await
             .unwrap_or(Err((Failure::Timeout, None)))?;
-        match self.admit(&tls, address) {
-            Ok(connection) => DownstreamStream::new(tls, connection.clone())
+        match self.admit(&tls, candidate, opened.address) {
+            Ok(connection) => DownstreamStream::new(tls, connection.clone(), &self.limits)
                 .map(|stream| (stream, connection))
                 .map_err(|error| (Failure::Tls(error), None)),
             Err(failure) => {
@@ -169,41 +176,58 @@ where
     async fn accept(
         &self,
         tcp: TcpStream,
-    ) -> Result<TlsStream<TcpStream>, (Failure, Option<TcpStream>)> {
-        let mut accept = Box::pin(self.acceptor.accept(tcp).into_fallible());
-        let mut refused = None;
+    ) -> Result<(TlsStream<TcpStream>, Option<Candidate>), (Failure, Option<TcpStream>)> {
+        let acceptor = TlsAcceptor::from(self.tls.current().server.clone());
+        let mut accept = Box::pin(acceptor.accept(tcp).into_fallible());
+        let mut seen = None;
         let accepted = poll_fn(|context| {
             let polled = accept.as_mut().poll(context);
             // The verifier runs inside this poll, on this thread, and nowhere else.
-            refused = take_refused().or(refused.take());
+            seen = take_seen().or(seen.take());
             polled
         })
         .await;
-        accepted.map_err(|(error, tcp)| match refused {
-            Some(refused) => (Failure::Certificate(refused), Some(tcp)),
-            None => (Failure::Tls(error), Some(tcp)),
-        })
+        match (accepted, seen) {
+            (Ok(tls), seen) => Ok((tls, seen.and_then(Seen::candidate))),
+            (Err((_, tcp)), Some(Seen::Refused(refused))) => {
+                Err((Failure::Certificate(refused), Some(tcp)))
+            }
+            (Err((error, tcp)), Some(Seen::Candidate(candidate))) if tls::is_not_holder(&error) => {
+                let refused = candidate.refused(Unfit::NotTheHolder);
+                Err((Failure::Certificate(refused), Some(tcp)))
+            }
+            (Err((error, tcp)), Some(Seen::Candidate(_)) | None) => {
+                Err((Failure::Tls(error), Some(tcp)))
+            }
+        }
     }
 
     /// After the handshake, full or resumed: who is it, and may they still come in?
     fn admit(
         &self,
         tls: &TlsStream<TcpStream>,
+        candidate: Option<Candidate>,
         address: SocketAddr,
     ) -> Result<Arc<Connection>, Failure> {
         let (_, session) = tls.get_ref();
-        let client =
-            VerifiedClient::from_handshake(&self.rules, &self.facts, session.peer_certificates())
-                .map_err(Failure::Certificate)?;
+        let client = self.tls.admit(session.peer_certificates(), candidate);
+        let client = client.map_err(Failure::Certificate)?;
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
         let kind = if resumed { "resumed" } else { "full" };
         self.count(kind);
         let http1 = session.alpn_protocol() != Some(b"h2");
-        let connection = self.live.enter(client, address, resumed, http1);
+        let names = self.tls.current().names.clone();
+        let from = (address, self.network);
+        let connection = self.live.enter(client, names, from, resumed, http1);
         // A revocation that came between the check and the listing finds the connection here. A
         // suspended office may connect: each of its requests is told why it is refused.
         if self.facts.current().revoked(connection.client().serial()).is_some() {
             self.live.cut_where(|client| !self.facts.may_stay(client));
+        }
+        // So does a trust bundle that came then.
+        let trust = self.tls.current().trust.clone();
+        if !trust.trusts(connection.client()) {
+            self.live.cut_where(|client| !trust.trusts(client));
         }
         Ok(connection)
     }
