@@ -13,7 +13,7 @@ use policies::facts::Facts;
 use policies::identity::{Identity, Staff};
 use policies::matrix::Matrix;
 use policies::operations::{Action, Operation, Operations};
-use policies::overlay::Circumstances;
+use policies::overlay::{Circumstances, NetworkKind};
 use policies::permit::{LIFETIME_MS, PermitClaims, PermitKey};
 use policies::reason::{Reason, ReasonSet};
 
@@ -90,6 +90,8 @@ pub struct Asked<'r> {
     pub request_id: &'r str,
     /// Where it comes from.
     pub address: IpAddr,
+    /// By which network.
+    pub network: NetworkKind,
 }
 
 /// Decides requests from the facts in memory.
@@ -108,9 +110,10 @@ impl Access {
         policy: Arc<LivePolicy>,
         operations: Operations,
         facts: Arc<LiveFacts>,
+        tokens: StaffTokens,
         permit_key: PermitKey,
     ) -> Self {
-        let (tokens, reads) = (StaffTokens::default(), Reads::default());
+        let reads = Reads::default();
         Self { policy, operations, facts, tokens, reads, permit_key }
     }
 
@@ -138,6 +141,9 @@ impl Access {
             .operations
             .resolve(asked.method, asked.path)
             .ok_or_else(|| Denied::because(Reason::NoSuchOperation))?;
+        if let Err(reason) = client.may_ask() {
+            return Err(Denied { operation: Some(Box::new(operation)), ..Denied::because(reason) });
+        }
         let (staff, mut reasons) = self.staff(client, &operation, asked.headers, &facts);
         let policy = Arc::clone(&self.policy.current());
         let mut query = Query {
@@ -148,7 +154,11 @@ impl Access {
             operation: &operation,
             now: now(),
             feeds: self.facts.feed_state(),
-            circumstances: Circumstances { address: Some(asked.address), reads_this_hour: 0 },
+            circumstances: Circumstances {
+                address: Some(asked.address),
+                network: Some(asked.network),
+                reads_this_hour: 0,
+            },
         };
         let counted = self.count(&policy, &facts, &query);
         query.circumstances.reads_this_hour = counted.as_ref().map_or(0, Counted::before);
@@ -189,14 +199,18 @@ impl Access {
         limited.then(|| self.reads.take(office, query.now))
     }
 
-    /// Decides again from facts and policy of now, if they moved since `permit` was made. Called
-    /// before the first byte of the response leaves.
+    /// Decides again from facts and policy of now, if they moved since `permit` was made or if the
+    /// facts have grown too old. Called before the first byte of the response leaves.
     ///
     /// # Errors
     /// The reasons that closed in between.
     pub fn still_allowed(&self, client: &VerifiedClient, permit: &Permit) -> Result<(), ReasonSet> {
+        client.may_ask()?;
         let policy = self.policy.current();
-        if self.facts.generation() == permit.generation && Arc::ptr_eq(&policy, &permit.policy) {
+        let feeds = self.facts.feed_state();
+        let unmoved =
+            self.facts.generation() == permit.generation && Arc::ptr_eq(&policy, &permit.policy);
+        if unmoved && feeds.in_lease() {
             return Ok(());
         }
         let facts = self.facts.current();
@@ -213,7 +227,7 @@ impl Access {
             staff,
             operation: &permit.operation,
             now: now(),
-            feeds: self.facts.feed_state(),
+            feeds,
             circumstances: permit.circumstances,
         };
         match decide(&policy, &facts, &query) {

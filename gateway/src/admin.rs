@@ -10,7 +10,6 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
-use policies::decide::FeedState;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -18,6 +17,7 @@ use crate::audit::Recorder;
 use crate::facts_feed::LiveFacts;
 use crate::metrics::Metrics;
 use crate::policy::LivePolicy;
+use crate::staleness::Stages;
 
 /// What the operator may look at.
 pub struct Admin {
@@ -27,6 +27,8 @@ pub struct Admin {
     pub recorder: Arc<Recorder>,
     /// The policy in force.
     pub policy: Arc<LivePolicy>,
+    /// When they are too old.
+    pub stages: Stages,
     /// The counters.
     pub metrics: Arc<Metrics>,
     /// Turns `true` when the gateway drains.
@@ -53,12 +55,8 @@ pub async fn serve(socket: TcpListener, admin: Arc<Admin>) -> std::io::Result<()
 }
 
 async fn metrics(State(admin): State<Arc<Admin>>) -> String {
-    let FeedState { ca_age_ms, hub_age_ms, .. } = admin.facts.feed_state();
-    let seconds = |age: Option<u64>| age.map_or(f64::INFINITY, |ms| ms as f64 / 1000.0);
-    admin.metrics.render(&[
-        ("sekisho_feed_ca_age_seconds", "Age of the cert-authority's facts", seconds(ca_age_ms)),
-        ("sekisho_feed_hub_age_seconds", "Age of the hub's facts", seconds(hub_age_ms)),
-    ])
+    admin.metrics.feeds.show(&admin.stages, &admin.facts.feed_state());
+    admin.metrics.render()
 }
 
 async fn policy(State(admin): State<Arc<Admin>>) -> Json<Value> {

@@ -9,11 +9,13 @@
 //! pseudonym only.
 
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use audit_log::{ALLOW, Actor, AuditLog, DENY, Event, Object, Pseudonym, Receipt};
 use policies::identity::{Identity, Staff};
 use policies::operations::{Numbered, Operation};
+use policies::overlay::NetworkKind;
 use policies::reason::ReasonSet;
 use tokio::sync::watch;
 
@@ -115,6 +117,7 @@ impl Recorder {
             facts_ca_seq: claims.facts_ca_seq,
             facts_hub_seq: claims.facts_hub_seq,
             client_addr: connection.address().to_string(),
+            network: network(connection),
         };
         self.log.append(&event).map(Recorded)
     }
@@ -144,6 +147,7 @@ impl Recorder {
             facts_ca_seq: facts_seq.0,
             facts_hub_seq: facts_seq.1,
             client_addr: connection.address().to_string(),
+            network: network(connection),
         };
         self.append(&event).is_some_and(|receipt| !receipt.is_counted())
     }
@@ -191,6 +195,22 @@ impl Recorder {
             self.append(&Event::ServiceStarted { version: env!("CARGO_PKG_VERSION").to_owned() });
     }
 
+    /// Gives the log to the process at the other end of `successor`; what is recorded here from
+    /// then on passes through it.
+    ///
+    /// # Errors
+    /// When it was not taken: the log is written here as before.
+    pub async fn hand_over(&self, successor: UnixStream) -> Result<(), audit_log::Error> {
+        self.log.hand_over(successor).await?;
+        let _ = self.append(&Event::HandedOver);
+        Ok(())
+    }
+
+    /// Ends the records of a gateway that gave its log away.
+    pub fn ended(&self) {
+        self.log.clone().close();
+    }
+
     /// Records a regular end and closes the log.
     pub fn stopped(&self) {
         let _ = self.append(&Event::ServiceStopped);
@@ -230,9 +250,15 @@ impl Recorder {
     }
 }
 
+/// The network, where it is another than the internet.
+fn network(connection: &Connection) -> Option<String> {
+    let network = connection.network();
+    (network != NetworkKind::Open).then(|| network.as_str().to_owned())
+}
+
 fn actor(connection: &Connection, staff: Option<&Staff>) -> Actor {
     let client = connection.client();
-    let actor = Actor::of(client.identity().path()).serial(client.serial().to_string());
+    let actor = Actor::of(client.identity().path()).serial(client.shown_serial().to_string());
     match staff {
         Some(staff) => actor.staff(&staff.id, staff.job.as_str()),
         None => actor,

@@ -22,7 +22,6 @@
 //! [`WRITE_TIMEOUT`] is dropped. Nothing of this can hold up the log or a request.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,13 +29,14 @@ use std::time::{Duration, Instant};
 use audit_log::{Actor, Event};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::facts_feed::{LiveFacts, chain};
+use crate::takeover::PrivateSocket;
 use follow::{Follower, Seen};
 
 mod follow;
@@ -127,10 +127,7 @@ struct Through {
 }
 
 /// The listening socket; its file goes when this is dropped.
-pub struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub struct Socket(PrivateSocket);
 
 impl Socket {
     /// Listens on `path`, mode 0600; replaces a socket that a killed process left behind.
@@ -146,21 +143,7 @@ impl Socket {
             }
             Err(_) => {}
         }
-        // Bound under another name and renamed when the mode is set: nobody can connect in between.
-        let mut name = path.as_os_str().to_owned();
-        name.push(".new");
-        let new = PathBuf::from(name);
-        let _ = std::fs::remove_file(&new);
-        let listener = UnixListener::bind(&new).map_err(failed)?;
-        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        std::fs::rename(&new, path).map_err(failed)?;
-        Ok(Self { listener, path: path.to_owned() })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        PrivateSocket::bind(path).map(Self).map_err(failed)
     }
 }
 
@@ -174,30 +157,21 @@ pub struct AuditStream {
     pub committed: watch::Receiver<u64>,
     /// Where the names of offices are looked up.
     pub facts: Arc<LiveFacts>,
-    /// Turns `true` when the gateway drains.
+    /// Turns `true` when no record comes here any more: the gateway drains, or gives its log away.
     pub shutdown: watch::Receiver<bool>,
 }
 
 impl AuditStream {
-    /// Serves clients until the gateway drains.
+    /// Serves clients until it is told to stop.
     pub async fn run(self: Arc<Self>, socket: Socket) {
         let tasks = TaskTracker::new();
         let slots = Arc::new(Semaphore::new(CLIENTS_MAX));
         let mut shutdown = self.shutdown.clone();
         loop {
-            let accepted = tokio::select! {
-                accepted = socket.listener.accept() => accepted,
-                _ = shutdown.wait_for(|draining| *draining) => break,
+            let stream = tokio::select! {
+                stream = socket.0.accept() => stream,
+                _ = shutdown.wait_for(|stopped| *stopped) => break,
             };
-            let Ok((stream, _)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let ours = rustix::process::geteuid().as_raw();
-            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == ours) {
-                tracing::warn!("audit stream: connection of another user refused");
-                continue;
-            }
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
                 tracing::warn!("audit stream: more than {CLIENTS_MAX} clients, connection refused");
                 continue;
@@ -389,6 +363,7 @@ fn offered(event: &Event) -> Option<Party> {
         | Event::Outcome { .. }
         | Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unfinished { .. }

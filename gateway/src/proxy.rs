@@ -3,9 +3,9 @@
 //! ```text
 //!  request_filter            framing, access, audit   → Permit, or the refusal is answered here
 //!  request_body_filter       body limit
-//!  upstream_peer             upstream::peer(&Permit)
-//!  upstream_request_filter   upstream::prepare(&Permit): identity headers out, ours in
-//!  response_filter           decide again if facts moved; the record is on disk
+//!  upstream_peer             upstream::attempt(&Permit): a node of the hub
+//!  upstream_request_filter   hub_request::prepare(&Permit): a head of our own
+//!  response_filter           response_check; decide again if facts moved; the record is on disk
 //!  response_body_filter      what was withheld does not leave
 //!  fail_to_proxy             one clear error
 //!  logging                   completion record, metrics
@@ -21,25 +21,29 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, Session};
-use policies::reason::{ErrorBody, Reason, ReasonSet};
+use policies::document::DocumentKind;
+use policies::reason::{Reason, ReasonSet};
 
 use crate::access::{Access, Asked, Denied, Permit};
 use crate::audit::{Ending, Recorded, Recorder, codes};
-use crate::bulk;
-use crate::client_cert;
 use crate::config::Limits;
-use crate::downstream::{Connection, connection_of};
+use crate::denial::{Denial, primary};
+use crate::downstream::{BodyDue, Connection, connection_of};
 use crate::framing;
+use crate::framing::upload::{self, Broken};
+use crate::hub_request;
 use crate::metrics::Metrics;
-use crate::slots::{Slot, Slots};
-use crate::upstream::Hub;
+use crate::party_limits::PartyLimits;
+use crate::response_check::take_declared;
+use crate::slots::Slot;
+use crate::upstream::{Attempt, Hub, Outcome};
 
 /// The gateway as pingora sees it.
 pub struct Gateway {
-    access: Access,
+    access: Arc<Access>,
     recorder: Arc<Recorder>,
-    hub: Hub,
-    in_flight: Arc<Slots<String>>,
+    hub: Arc<Hub>,
+    parties: Arc<PartyLimits>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
@@ -49,7 +53,14 @@ pub struct RequestContext {
     started: Instant,
     request_id: String,
     connection: Option<Arc<Connection>>,
+    /// The kind that was asked for, where method and path named one.
+    document: Option<DocumentKind>,
+    /// When the hub was last chosen for the request, until it answers.
+    hub_asked: Option<Instant>,
     permit: Option<Permit>,
+    attempt: Option<Attempt>,
+    /// Nodes of the hub that could not answer, as a set.
+    tried: u64,
     recorded: Option<Recorded>,
     /// Whether the decision stands in the log by itself; otherwise there is nothing to complete.
     decided: bool,
@@ -59,7 +70,21 @@ pub struct RequestContext {
     status: Option<u16>,
     body_bytes: u64,
     withheld: Withheld,
-    slot: Option<Slot<String>>,
+    slot: Option<Slot<Arc<str>>>,
+    body_due: Option<BodyDue>,
+}
+
+impl RequestContext {
+    fn broken(&mut self, broken: Broken) -> Box<Error> {
+        match broken {
+            Broken::Reset => Error::explain(ErrorType::H2Error, "the stream was reset").into_down(),
+            Broken::Malformed(ambiguous) => {
+                tracing::info!(reason = %ambiguous, "request refused as ambiguous");
+                self.refused = Reason::BadRequest.into();
+                Error::explain(ErrorType::HTTPStatus(400), "trailers after the request body")
+            }
+        }
+    }
 }
 
 /// Whether the hub's body passes, or was withheld after the hub had answered already.
@@ -71,21 +96,17 @@ enum Withheld {
     Drop,
 }
 
-/// From the request's head to the last byte of its body; as long as the hub waits.
-const REQUEST_BODY_TIMEOUT: Duration = Duration::from_secs(20);
-
 impl Gateway {
     /// Puts the parts together.
     pub fn new(
-        access: Access,
+        access: Arc<Access>,
         recorder: Arc<Recorder>,
-        hub: Hub,
+        hub: Arc<Hub>,
+        parties: Arc<PartyLimits>,
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let in_flight =
-            Slots::new(limits.requests_in_flight_max, limits.requests_in_flight_per_party_max);
-        Self { access, recorder, hub, in_flight, limits, metrics }
+        Self { access, recorder, hub, parties, limits, metrics }
     }
 
     /// Framing, then access, then the decision record: a permit that was not recorded is none.
@@ -95,8 +116,11 @@ impl Gateway {
         connection: &Connection,
         request_id: &str,
     ) -> Result<(Permit, Recorded), Denied> {
+        if connection.offence().is_some() {
+            return Err(Denied::because(Reason::BadRequest));
+        }
         let request = session.req_header();
-        let target = self.check_framing(session, request)?;
+        let target = self.check_framing(request, connection)?;
         let asked = Asked {
             method: request.method.as_str(),
             path: request.uri.path(),
@@ -104,6 +128,7 @@ impl Gateway {
             headers: &request.headers,
             request_id,
             address: connection.address().ip(),
+            network: connection.network(),
         };
         let permit = self.access.authorize(connection.client(), asked)?;
         match self.recorder.allowed(connection, &permit) {
@@ -118,16 +143,14 @@ impl Gateway {
 
     fn check_framing<'r>(
         &self,
-        session: &Session,
         request: &'r RequestHeader,
+        connection: &Connection,
     ) -> Result<&'r str, Denied> {
-        let head = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        head.map_or(Ok(()), |head| framing::check_http1_head(&head))
-            .and_then(|()| framing::check_request(request, &self.limits))
-            .map_err(|ambiguous| {
-                tracing::info!(reason = %ambiguous, "request refused as ambiguous");
-                Denied::because(Reason::BadRequest)
-            })
+        let checked = framing::check_request(request, &self.limits, connection.names());
+        checked.map_err(|ambiguous| {
+            tracing::info!(reason = %ambiguous, "request refused as ambiguous");
+            Denied::because(Reason::BadRequest)
+        })
     }
 
     async fn refuse(
@@ -140,6 +163,7 @@ impl Gateway {
         let seq = self.access.facts_seq();
         context.decided = self.recorder.denied(connection, &context.request_id, denied, seq);
         context.refused = denied.reasons;
+        context.document = denied.operation.as_ref().and_then(|operation| operation.document);
         if denied.reasons.contains(Reason::BadRequest) {
             // Where one request ends is not certain: the connection carries no further one.
             session.set_keepalive(None);
@@ -147,6 +171,22 @@ impl Gateway {
         let status = primary(denied.reasons).status();
         context.status = Some(status);
         respond(session, status, denied.reasons, &context.request_id).await
+    }
+
+    /// The hub's answer is the permitted one, as far as it says.
+    fn check(
+        &self,
+        response: &mut ResponseHeader,
+        context: &RequestContext,
+    ) -> Result<Result<(), Reason>> {
+        let permit = permit(context)?;
+        let is_refusal = !context.refused_by_hub.is_empty();
+        Ok(take_declared(permit, is_refusal, response).map_err(|mismatch| {
+            self.metrics.response_mismatches.inc();
+            let (request_id, operation) = (&context.request_id, &permit.operation().id);
+            tracing::error!(request_id, %operation, %mismatch, "an answer of the hub is withheld");
+            Reason::ResponseMismatch
+        }))
     }
 
     /// Right before the first byte of the response: nothing stale and nothing unrecorded leaves.
@@ -181,7 +221,11 @@ impl ProxyHttp for Gateway {
             started: Instant::now(),
             request_id: new_request_id(),
             connection: None,
+            document: None,
+            hub_asked: None,
             permit: None,
+            attempt: None,
+            tried: 0,
             recorded: None,
             decided: false,
             refused: ReasonSet::EMPTY,
@@ -190,6 +234,7 @@ impl ProxyHttp for Gateway {
             body_bytes: 0,
             withheld: Withheld::No,
             slot: None,
+            body_due: None,
         }
     }
 
@@ -202,9 +247,15 @@ impl ProxyHttp for Gateway {
             Error::explain(ErrorType::InternalError, "session without a verified connection")
         })?;
         session.set_read_timeout(Some(self.limits.request_read_timeout));
+        session.set_write_timeout(Some(self.limits.response_write_timeout));
+        if session.get_keepalive().is_some() {
+            // None: the gateway drains, and this answer is the connection's last one.
+            session.set_keepalive(Some(self.limits.h1_idle_timeout.as_secs()));
+        }
         connection.served();
+        framing::forget_empty_body(session.req_header_mut());
         context.connection = Some(connection.clone());
-        context.slot = self.in_flight.take(connection.client().identity().party());
+        context.slot = self.parties.take(connection.party());
         if context.slot.is_none() {
             let request = session.req_header();
             let (method, path) = (request.method.as_str(), request.uri.path());
@@ -214,9 +265,15 @@ impl ProxyHttp for Gateway {
         }
         match self.admit(session, &connection, &context.request_id) {
             Ok((permit, recorded)) => {
+                context.document = permit.operation().document;
                 context.permit = Some(permit);
                 context.recorded = Some(recorded);
                 context.decided = true;
+                let session = session.as_mut();
+                if session.is_http2() && !session.is_body_done() {
+                    let limit = self.limits.request_body_timeout + BODY_GRACE;
+                    context.body_due = Some(connection.body_due(limit));
+                }
                 Ok(false)
             }
             Err(denied) => {
@@ -228,12 +285,15 @@ impl ProxyHttp for Gateway {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         context: &mut RequestContext,
     ) -> Result<()> {
-        if context.started.elapsed() > REQUEST_BODY_TIMEOUT {
+        if end_of_stream {
+            context.body_due = None;
+        }
+        if context.started.elapsed() > self.limits.request_body_timeout {
             context.refused = Reason::BadRequest.into();
             return Err(Error::explain(ErrorType::HTTPStatus(408), "request body came too slowly"));
         }
@@ -242,28 +302,79 @@ impl ProxyHttp for Gateway {
             context.refused = Reason::BadRequest.into();
             return Err(Error::explain(ErrorType::HTTPStatus(413), "request body is too long"));
         }
+        if end_of_stream {
+            if body.as_ref().is_some_and(Bytes::is_empty) {
+                // pingora would write a last chunk for it, and another one for the end.
+                *body = None;
+            }
+            let checked = upload::check_end(session.as_downstream_mut(), body.is_none()).await;
+            checked.map_err(|broken| context.broken(broken))?;
+        }
         Ok(())
     }
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         context: &mut RequestContext,
     ) -> Result<Box<HttpPeer>> {
-        self.hub.peer(permit(context)?)
+        // The attempt before, if any, ends here.
+        context.attempt = None;
+        let attempt = self.hub.attempt(permit(context)?, context.tried).ok_or_else(|| {
+            let status = Reason::UpstreamUnavailable.status();
+            Error::explain(ErrorType::HTTPStatus(status), "no node of the hub answers").into_up()
+        })?;
+        let body_timeout = self.limits.request_body_timeout + BODY_GRACE;
+        let peer = attempt.peer((!session.is_body_empty()).then_some(body_timeout));
+        context.attempt = Some(attempt);
+        context.hub_asked = Some(Instant::now());
+        Ok(peer)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        context: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(attempt) = &mut context.attempt {
+            attempt.failed(Outcome::Unreachable);
+            context.tried |= attempt.bit();
+        }
+        // Nothing of the request was sent.
+        error.set_retry(true);
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        context: &mut RequestContext,
+        reused: bool,
+    ) -> Box<Error> {
+        let began = session.response_written().is_some();
+        let again =
+            *error.esource() == ErrorSource::Upstream && unanswered(&error, context, reused);
+        error.set_retry(again && !began);
+        error
     }
 
     async fn upstream_request_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         request: &mut RequestHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
+        let checked = upload::check_standing(session.as_downstream_mut()).await;
+        checked.map_err(|broken| context.broken(broken))?;
         let permit = permit(context)?;
         let sealed = self.access.seal(permit).map_err(|error| {
             Error::because(ErrorType::InternalError, "while sealing a permit", error)
         })?;
-        self.hub.prepare(permit, &sealed, request)
+        hub_request::prepare(permit, &sealed, request)
     }
 
     async fn response_filter(
@@ -272,21 +383,32 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         context: &mut RequestContext,
     ) -> Result<()> {
+        if !response.status.is_informational() {
+            if let Some(attempt) = &mut context.attempt {
+                attempt.answered();
+            }
+            if let Some(asked) = context.hub_asked.take() {
+                self.metrics.requests.hub_answered(asked.elapsed());
+            }
+        }
         context.refused_by_hub = take_refusal(response);
         let is_read = session.req_header().method == Method::GET;
-        if let Err(reasons) = self.release(context, is_read).await {
+        let released = match self.check(response, context)? {
+            Ok(()) => self.release(context, is_read).await,
+            Err(reason) => Err(reason.into()),
+        };
+        if let Err(reasons) = released {
             // The hub's answer never leaves; the client's connection stays as good as it was.
             context.refused = reasons;
-            let has_body = response.status != http::StatusCode::NO_CONTENT;
-            let body = if has_body {
-                refusal_body(reasons, &context.request_id)
-            } else {
-                // No body follows a 204 from the hub, so none can be put in its place.
-                Bytes::new()
-            };
+            let asked = &session.req_header().headers;
             let status = primary(reasons).status();
-            *response = refusal_head(status, &body, &context.request_id)?;
-            context.withheld = Withheld::Replace(body);
+            let mut denial = Denial::new(status, reasons, &context.request_id, asked)?;
+            if !has_body(response) {
+                // No body follows from the hub, so none can be put in its place.
+                denial = denial.without_body()?;
+            }
+            *response = denial.head;
+            context.withheld = Withheld::Replace(denial.body);
             return Ok(());
         }
         response.remove_header(&http::header::SERVER);
@@ -316,9 +438,21 @@ impl ProxyHttp for Gateway {
         error: &Error,
         context: &mut RequestContext,
     ) -> FailToProxy {
-        let downstream_gone = *error.esource() == ErrorSource::Downstream;
+        let offended = context.connection.as_ref().and_then(|it| it.offence()).is_some();
+        let downstream_gone = *error.esource() == ErrorSource::Downstream && !offended;
+        if offended {
+            context.refused = Reason::BadRequest.into();
+        }
+        let is_slow = is_slow_body(error);
+        if is_slow {
+            context.refused = Reason::BadRequest.into();
+        }
         let status = if let ErrorType::HTTPStatus(status) = error.etype() {
             *status
+        } else if is_slow {
+            408
+        } else if offended {
+            Reason::BadRequest.status()
         } else if downstream_gone {
             0
         } else {
@@ -344,6 +478,7 @@ impl ProxyHttp for Gateway {
     ) {
         if let Some(connection) = &context.connection {
             connection.served();
+            connection.answered(!context.refused.is_empty());
         }
         let elapsed = context.started.elapsed();
         let written = session.response_written().map(|response| response.status.as_u16());
@@ -356,13 +491,8 @@ impl ProxyHttp for Gateway {
             let id = &context.request_id;
             self.recorder.completed(id, status, bytes, duration_us, ending, reasons);
         }
-        let (decision, reason) = if context.refused.is_empty() {
-            ("allow", "none")
-        } else {
-            ("deny", primary(context.refused).as_str())
-        };
-        self.metrics.requests.with_label_values(&[decision, reason]).inc();
-        self.metrics.request_seconds.with_label_values(&[decision]).observe(elapsed.as_secs_f64());
+        let refused = (!context.refused.is_empty()).then(|| primary(context.refused));
+        self.metrics.requests.finished(context.document, refused, elapsed);
     }
 
     /// Paths hold insured numbers, so pingora's own log lines get no request summary.
@@ -380,6 +510,14 @@ impl ProxyHttp for Gateway {
     }
 }
 
+/// Whether the next piece of a body did not come in its time.
+fn is_slow_body(error: &Error) -> bool {
+    *error.esource() == ErrorSource::Downstream && *error.etype() == ErrorType::ReadTimedout
+}
+
+/// How long a body that is late may take to be refused with an answer, by its next byte.
+const BODY_GRACE: Duration = Duration::from_secs(1);
+
 /// How a request ended, from what pingora says of it and what we did.
 fn ending(error: Option<&Error>, context: &RequestContext) -> Ending {
     let Some(error) = error else {
@@ -389,8 +527,12 @@ fn ending(error: Option<&Error>, context: &RequestContext) -> Ending {
             (false, None) => Ending::Refused,
         };
     };
-    if context.connection.as_ref().is_some_and(|connection| connection.is_cut()) {
-        return Ending::Cut;
+    if is_slow_body(error) {
+        return Ending::Refused;
+    }
+    if let Some(connection) = context.connection.as_ref().filter(|connection| connection.is_cut()) {
+        let is_offence = connection.offence().is_some();
+        return if is_offence { Ending::Refused } else { Ending::Cut };
     }
     match error.esource() {
         ErrorSource::Downstream => Ending::ClientGone,
@@ -430,6 +572,29 @@ fn take_refusal(response: &mut ResponseHeader) -> Vec<String> {
     codes.take(CODES_MAX).map(str::to_owned).collect()
 }
 
+/// A node failed while it had the request. Says whether another may have it.
+fn unanswered(error: &Error, context: &mut RequestContext, reused: bool) -> bool {
+    let (Some(permit), Some(attempt)) = (&context.permit, &mut context.attempt) else {
+        return false;
+    };
+    let again = Hub::may_retry(permit, attempt);
+    let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+    if reused && !timed_out && !attempt.is_answered() {
+        attempt.stale();
+        return again;
+    }
+    attempt.failed(if timed_out { Outcome::TimedOut } else { Outcome::Failed });
+    context.tried |= attempt.bit();
+    again
+}
+
+/// Whether a body follows this head of an answer to a `GET`, `POST`, `PUT` or `DELETE`.
+fn has_body(response: &ResponseHeader) -> bool {
+    let length = response.headers.get(http::header::CONTENT_LENGTH);
+    !matches!(response.status.as_u16(), 204 | 304)
+        && length.is_none_or(|length| length.as_bytes() != b"0")
+}
+
 /// The header in which the hub says why it refused: codes, parted by commas.
 const HUB_REFUSED: &str = "sekisho-refused";
 const CODE_BYTES_MAX: usize = 64;
@@ -442,54 +607,20 @@ fn permit(context: &RequestContext) -> Result<&Permit> {
         .ok_or_else(|| Error::explain(ErrorType::InternalError, "request without a permit"))
 }
 
-fn primary(reasons: ReasonSet) -> Reason {
-    reasons.iter().next().unwrap_or(Reason::UpstreamUnavailable)
-}
-
 async fn respond(
     session: &mut Session,
     status: u16,
     reasons: ReasonSet,
     request_id: &str,
 ) -> Result<()> {
-    let body = refusal_body(reasons, request_id);
-    let mut response = refusal_head(status, &body, request_id)?;
-    if let Some(seconds) = retry_after_s(reasons) {
-        response.insert_header(http::header::RETRY_AFTER, seconds)?;
-    }
-    let is_head = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(response), is_head).await?;
+    let asked = session.req_header();
+    let denial = Denial::new(status, reasons, request_id, &asked.headers)?;
+    let is_head = asked.method == Method::HEAD;
+    session.write_response_header(Box::new(denial.head), is_head).await?;
     if is_head {
         return Ok(());
     }
-    session.write_response_body(Some(body), true).await
-}
-
-fn refusal_body(reasons: ReasonSet, request_id: &str) -> Bytes {
-    Bytes::from(ErrorBody::new(reasons, request_id).to_json())
-}
-
-/// When a refusal for too much will be over, in seconds.
-fn retry_after_s(reasons: ReasonSet) -> Option<u64> {
-    if reasons.contains(Reason::RateLimited) {
-        Some(1)
-    } else if primary(reasons) == Reason::BulkCeiling {
-        Some(bulk::seconds_to_next_hour(client_cert::now()))
-    } else {
-        None
-    }
-}
-
-fn refusal_head(status: u16, body: &Bytes, request_id: &str) -> Result<ResponseHeader> {
-    let mut response = ResponseHeader::build(status, Some(5))?;
-    response.insert_header(http::header::CONTENT_TYPE, "application/json; charset=utf-8")?;
-    response.insert_header(http::header::CONTENT_LENGTH, body.len())?;
-    response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
-    response.insert_header("sekisho-request-id", request_id)?;
-    if status == 401 {
-        response.insert_header(http::header::WWW_AUTHENTICATE, "Bearer")?;
-    }
-    Ok(response)
+    session.write_response_body(Some(denial.body), true).await
 }
 
 /// 24 hex digits: Unix milliseconds, so that ids sort by time, then 52 random bits.

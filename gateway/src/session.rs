@@ -15,10 +15,12 @@ use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use policies::facts::Facts;
 use policies::identity::{Identity, Job, OfficeNumber, Staff};
 use policies::reason::Reason;
+use prometheus::IntCounter;
 use quick_cache::sync::Cache;
 use serde::Deserialize;
 
 use crate::client_cert::VerifiedClient;
+use crate::metrics::Metrics;
 
 /// Tokens remembered at once.
 const TOKENS_MAX: usize = 50_000;
@@ -67,15 +69,17 @@ impl VerifiedStaff {
 /// Verifies staff tokens.
 pub struct StaffTokens {
     verified: Cache<[u8; 32], Token>,
-}
-
-impl Default for StaffTokens {
-    fn default() -> Self {
-        Self { verified: Cache::new(TOKENS_MAX) }
-    }
+    hits: IntCounter,
+    misses: IntCounter,
 }
 
 impl StaffTokens {
+    /// Remembers no token yet.
+    pub fn new(metrics: &Metrics) -> Self {
+        let counter = |result| metrics.staff_tokens.with_label_values(&[result]);
+        Self { verified: Cache::new(TOKENS_MAX), hits: counter("hit"), misses: counter("miss") }
+    }
+
     /// Verifies the request's bearer token for `client` at `now` (Unix seconds).
     ///
     /// # Errors
@@ -106,8 +110,10 @@ impl StaffTokens {
         let hash = digest::digest(&digest::SHA256, text.as_bytes());
         let key: [u8; 32] = hash.as_ref().try_into().map_err(|_| Reason::StaffTokenInvalid)?;
         if let Some(token) = self.verified.get(&key) {
+            self.hits.inc();
             return Ok(token);
         }
+        self.misses.inc();
         let token = check_signature(text, facts).ok_or(Reason::StaffTokenInvalid)?;
         self.verified.insert(key, token.clone());
         Ok(token)
@@ -158,7 +164,7 @@ fn check_binding(token: &Token, client: &VerifiedClient) -> Result<(), Reason> {
         return Err(Reason::StaffTokenInvalid);
     }
     if token.certificate_sha256 != client.sha256() {
-        return Err(Reason::StaffTokenOtherTerminal);
+        return Err(Reason::TokenNotBound);
     }
     Ok(())
 }

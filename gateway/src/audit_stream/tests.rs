@@ -1,5 +1,7 @@
 //! Tests of the socket; the records themselves are tested with a whole gateway.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 use audit_log::{AuditLog, CheckpointKey, Disk, Options, Receipt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -160,10 +160,10 @@ async fn read_documents(world: &World, serial: u8, received: &Mutex<Received>) -
     let (party, headers) = office(world, serial).await;
     let mut client = world.connect(Arc::new(world.client_config(Some(&party)))).await?;
     for n in 0_u64.. {
-        let padded = format!("{headers}Pad: {}\r\n", if n % 4 == 0 { 2_000_000 } else { 10 });
         // A denial between, so that not everything in the log is a permit.
         let path = if n % 5 == 4 { SURVEY } else { CARD };
-        let mut delivery = client.begin(path, &padded).await?;
+        let path = format!("{path}?pad={}", if n % 4 == 0 { 2_000_000 } else { 10 });
+        let mut delivery = client.begin(&path, &headers).await?;
         while client.more(&mut delivery).await? {
             let mut received = received.lock().unwrap();
             if delivery.status == 200 && received.begun.last() != Some(&delivery.request_id) {

@@ -88,8 +88,8 @@ async fn a_refusal_by_the_hub_is_recorded_with_its_reasons_and_told_to_nobody_el
     let world = World::start().await;
     let (party, headers) = office(&world, 1).await;
     let mut client = world.client(&party).await;
-    let headers = format!("{headers}Refuse: not_registered,not_live\r\n");
-    let reply = client.get(CARD, &headers).await.unwrap();
+    let path = format!("{CARD}?refuse=not_registered,not_live");
+    let reply = client.get(&path, &headers).await.unwrap();
     assert_eq!(reply.status, 403);
     assert!(!reply.head.to_lowercase().contains("sekisho-refused"), "{}", reply.head);
     let events = world.events_when(|events| late_reasons(events).is_some()).await;
@@ -102,7 +102,7 @@ async fn an_answer_that_is_withheld_is_recorded_with_its_reasons() {
     let (party, headers) = office(&world, 1).await;
     let mut client = world.client(&party).await;
     client
-        .send(&format!("GET {CARD} HTTP/1.1\r\nHost: a\r\n{headers}Wait-Ms: 3000\r\n\r\n"))
+        .send(&format!("GET {CARD}?wait-ms=3000 HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"))
         .await
         .unwrap();
     world.audit_with(r#""decision":"allow""#).await;
@@ -113,12 +113,12 @@ async fn an_answer_that_is_withheld_is_recorded_with_its_reasons() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_request_too_many_is_denied_by_name() {
-    let more = "[limits]\nrequests_in_flight_per_party_max = 1";
-    let world = World::start_with(Setup { more, ..Setup::default() }).await;
+    let limits = "requests_in_flight_per_party_max = 1";
+    let world = World::start_with(Setup { limits, ..Setup::default() }).await;
     let (party, headers) = office(&world, 1).await;
     let mut first = world.client(&party).await;
     first
-        .send(&format!("GET {CARD} HTTP/1.1\r\nHost: a\r\n{headers}Wait-Ms: 5000\r\n\r\n"))
+        .send(&format!("GET {CARD}?wait-ms=5000 HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"))
         .await
         .unwrap();
     world.audit_with(r#""decision":"allow""#).await;
@@ -165,10 +165,9 @@ async fn a_client_that_goes_and_a_connection_that_is_cut_are_told_apart() {
     let world = World::start().await;
     let (party, headers) = office(&world, 7).await;
     // The answer is longer than what the sockets and the gateway hold.
-    let headers = format!("{headers}Pad: 30000000\r\n");
     for expected in ["client_gone", "cut"] {
         let mut client = world.client(&party).await;
-        let asked = format!("GET {CARD} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
+        let asked = format!("GET {CARD}?pad=30000000 HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         client.send(&asked).await.unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
         if expected == "cut" {
