@@ -43,6 +43,11 @@ impl Admin {
         Self { socket: layout.run("hub-admin.sock"), part: Part::Hub }
     }
 
+    /// The gateway's: who does what.
+    pub(crate) fn gateway(layout: &Layout) -> Self {
+        Self { socket: layout.run("gateway-admin.sock"), part: Part::Gateway }
+    }
+
     /// Sends one request and returns a good answer's body.
     ///
     /// # Errors
@@ -124,9 +129,11 @@ pub(crate) async fn socket_answers(socket: &Path) -> bool {
 
 /// The words of a refusal: the part's own code and message where it gave them.
 pub(crate) fn refusal(answer: &Answer) -> String {
-    let error = answer.body.get("error");
-    let text = |key| error.and_then(|error| error.get(key)).and_then(Value::as_str);
-    match (text("code"), text("message")) {
+    let body = &answer.body;
+    // The RA's own form, and the hub's problem document.
+    let error = body.get("error").unwrap_or(body);
+    let text = |key| error.get(key).and_then(Value::as_str);
+    match (text("code"), text("message").or_else(|| text("detail"))) {
         (Some(code), Some(message)) => format!("{message} ({code})"),
         (_, Some(message)) => message.to_owned(),
         (_, None) => format!("status {}", answer.status),
@@ -201,6 +208,8 @@ mod tests {
     fn refusals_keep_the_words_of_the_part() {
         let body = json!({"error": {"code": "exists", "message": "office `1` exists"}});
         assert_eq!(refusal(&Answer { status: 409, body }), "office `1` exists (exists)");
+        let body = json!({"code": "exists", "detail": "staff `1` exists"});
+        assert_eq!(refusal(&Answer { status: 409, body }), "staff `1` exists (exists)");
         assert_eq!(refusal(&Answer { status: 500, body: Value::Null }), "status 500");
     }
 }

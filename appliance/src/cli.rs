@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use crate::layout::Layout;
 use crate::{
-    audit, cert, code, completion, demo, doctor, down, office, policy, registration, staff, status,
-    tour, up,
+    audit, cert, code, completion, demo, doctor, down, gateway, office, policy, registration,
+    staff, status, top, tour, up,
 };
 
 /// Operates Sekisho: the secure gateway in front of 介護情報基盤.
@@ -30,6 +30,8 @@ enum Command {
     Down,
     /// Say of each part whether it is up, degraded or down, and why
     Status,
+    /// Show who uses the gateway right now, what is refused and which handshakes fail
+    Top(top::Args),
     /// Walk through the main job step by step, on a system of its own
     Tour,
     /// Register and list offices (事業所)
@@ -41,6 +43,9 @@ enum Command {
     /// List and revoke certificates
     #[command(subcommand)]
     Cert(cert::Command),
+    /// Upgrade the running gateway, or have it read its configuration again
+    #[command(subcommand)]
+    Gateway(gateway::Command),
     /// Explain decisions and print the sharing matrix
     #[command(subcommand)]
     Policy(policy::Command),
@@ -80,6 +85,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Up(args) => up::run(&args, &context).await,
         Command::Down => down::run(&context).await,
         Command::Status => status::run(&context).await,
+        Command::Top(args) => top::run(&args, &context).await,
         Command::Tour => {
             let options = tour::TourOptions { data: cli.data, json: cli.json };
             tour::run(options).await
@@ -87,6 +93,7 @@ pub(crate) async fn run(cli: Cli) -> anyhow::Result<bool> {
         Command::Office(command) => office::run(&command, &context).await,
         Command::Code(command) => code::run(&command, &context).await,
         Command::Cert(command) => cert::run(&command, &context).await,
+        Command::Gateway(command) => gateway::run(&command, &context).await,
         Command::Policy(command) => policy::run(&command, &context).await,
         Command::Registration(command) => registration::run(&command, &context).await,
         Command::Staff(command) => staff::run(&command, &context).await,
@@ -127,6 +134,9 @@ mod tests {
             "cert list --office 9970000018",
             "cert show 01ab",
             "cert revoke 01ab --reason key-compromise --wait",
+            "gateway upgrade",
+            "gateway reload",
+            "top --once --interval-s 2 --parties 5",
             "policy matrix --profile impl-2027",
             "policy explain --office 9970000018 --insured 131016/0000000001 \
                  --document insured-card",
@@ -134,6 +144,8 @@ mod tests {
             "policy check policy/active",
             "policy test policy/active",
             "policy diff active shadow --last 5",
+            "policy diff built-in p --population d",
+            "policy diff built-in p --population-of-seed 1",
             "policy sign p --operator kawa --key kawa.pem",
             "policy shadow start p",
             "policy shadow stop",
@@ -145,6 +157,8 @@ mod tests {
             "staff add --office 9970000018 --id s1 --name x --job care-manager",
             "staff lock --office 9970000018 --id s1",
             "demo token care-management-1",
+            "demo generate --offices 10 --registrations 20 --insured 5 --consents 3 --revoked 1 \
+                 --seed 7 --out d",
             "audit verify --part gateway",
             "audit show --last 3",
             "audit verify --from a --heads b --pins c --folder d",
@@ -189,9 +203,13 @@ mod tests {
             "policy matrix --profile other",
             "policy check",
             "policy diff active",
+            "policy diff active shadow --population d --population-of-seed 1",
             "policy shadow",
             "policy explain --request a --office 9970000018",
             "completion tcsh",
+            "demo generate --out d",
+            "demo generate --seed 1",
+            "demo generate --seed x --out d",
             "audit prove",
             "audit prove 0",
             "audit prove 7 --between a b",

@@ -24,6 +24,7 @@ use crate::lock::Lock;
 use crate::output::{self, progress, shell_quoted};
 use crate::supervisor::Status;
 
+pub(crate) mod generate;
 mod parties;
 mod steps;
 mod enrol;
@@ -37,15 +38,20 @@ pub(crate) enum Command {
         /// The party's name in env.json, such as care-management-1
         party: String,
     },
+    /// Write the facts of an invented country, the same for the same seed; needs no data folder
+    Generate(generate::Args),
 }
 
 /// Runs `demo`.
 ///
 /// # Errors
-/// When the folder holds no such party, or the login is refused.
+/// When the folder holds no such party, the login is refused, or facts cannot be written.
 pub(crate) async fn run(command: &Command, context: &Context) -> anyhow::Result<bool> {
+    let party = match command {
+        Command::Token { party } => party,
+        Command::Generate(args) => return generate::run(args, context),
+    };
     context.layout.must_exist()?;
-    let Command::Token { party } = command;
     let answer = login(&context.layout, party).await?;
     output::data(context.json, &answer, || output::field(&answer, "access_token"));
     Ok(true)
@@ -133,7 +139,7 @@ async fn login(layout: &Layout, name: &str) -> anyhow::Result<Value> {
         answer.status == 200,
         "login of `{name}` was refused with {}: {}",
         answer.status,
-        answer.json()["error"]["message"].as_str().unwrap_or("no message")
+        answer.json()["detail"].as_str().unwrap_or("no message")
     );
     Ok(answer.json())
 }
@@ -215,6 +221,7 @@ mod tests {
             phase: crate::supervisor::Phase::Up,
             started_at: String::new(),
             parts: Vec::new(),
+            upgrades: None,
             addresses: names
                 .map(|(name, port)| (name.to_owned(), at(port)))
                 .into_iter()

@@ -80,6 +80,12 @@ impl Record {
         self.ready_at = Some(now);
     }
 
+    /// Another process has taken its place, ready.
+    pub(crate) fn replaced(&mut self, pid: Option<u32>, now: String) {
+        self.pid = pid;
+        self.ready(now);
+    }
+
     /// It ended by itself after `lived`; returns how long to wait before the next start.
     pub(crate) fn exited(&mut self, how: String, lived: Duration) -> Duration {
         let doubled = self.backoff.map(|last| (last * 2).min(BACKOFF_MAX));

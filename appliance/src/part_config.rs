@@ -63,7 +63,8 @@ pub(crate) fn render(
 pub(crate) fn change(layout: &Layout, part: Part, key: &str, value: &str) -> anyhow::Result<()> {
     let path = layout.config(part);
     let text = files::read_config(&path)?;
-    let changed = toml_text::set(&text, "", key, &quoted(value)).ok_or_else(|| {
+    let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+    let changed = toml_text::set(&text, table, name, &quoted(value)).ok_or_else(|| {
         usage(format!("config file `{}` has no key `{key}`: add it", path.display()))
     })?;
     if changed != text {
@@ -114,6 +115,7 @@ pub(crate) fn bring_forward(layout: &Layout, values: &FileValues<'_>) -> anyhow:
             .try_fold(before.clone(), |text, (_, in_table, key, after)| {
                 with_key(text, &own, part, (in_table, key, after))
             })
+            .and_then(|text| with_tables(text, &own, part))
             .with_context(|| format!("config file `{}`", path.display()))?;
         if text != before {
             files::write_private(&path, text.as_bytes())?;
@@ -143,14 +145,36 @@ fn with_key(
         .ok_or_else(|| usage(format!("key `{dotted}` is missing: add `{dotted} = {value}`")))
 }
 
+/// Adds the tables that are missing whole at the end.
+fn with_tables(mut text: String, own: &Values, part: Part) -> anyhow::Result<String> {
+    let file: toml::Table =
+        toml::from_str(&text).map_err(|error| usage(error.message().to_owned()))?;
+    for (_, table) in TABLES_SINCE.iter().filter(|(owner, _)| *owner == part) {
+        if file.contains_key(*table) {
+            continue;
+        }
+        text.push_str(&format!("\n[{table}]\n"));
+        for (_, key, value) in own.iter().filter(|(of, ..)| of == table) {
+            let comment = toml_text::comment_above(template(part), table, key);
+            text.push_str(&format!("{comment}\n{key} = {value}\n"));
+        }
+    }
+    Ok(text)
+}
+
+/// Tables that files of earlier versions lack.
+const TABLES_SINCE: [(Part, &str); 1] = [(Part::Gateway, "facts_copy")];
+
 /// Keys that files of earlier versions lack: part, table, key, and the key behind which it comes.
-const KEYS_SINCE: [(Part, &str, &str, &str); 6] = [
+const KEYS_SINCE: [(Part, &str, &str, &str); 8] = [
     (Part::Signer, "", "audit_key", "audit_dir"),
     (Part::Ra, "", "audit_key", "audit_dir"),
     (Part::Hub, "", "audit_stream_socket", "audit_dir"),
     (Part::Hub, "", "audit_key", "audit_dir"),
     (Part::Gateway, "audit", "stream_socket", "dir"),
     (Part::Gateway, "audit", "key", "dir"),
+    (Part::Gateway, "", "takeover_socket", "ready_file"),
+    (Part::Gateway, "", "control_socket", "ready_file"),
 ];
 
 /// Where the values of the files come from.
@@ -240,6 +264,8 @@ fn gateway_values(layout: &Layout, settings: &Settings, names: &Names, keys: &Fe
         ("", "hub_socket", path(&layout.run("hub.sock"))),
         ("", "permit_key", path(&layout.secret("permit.key"))),
         ("", "ready_file", path(&layout.ready_file(Part::Gateway))),
+        ("", "takeover_socket", path(&layout.run("gateway-takeover.sock"))),
+        ("", "control_socket", path(&layout.run("gateway-admin.sock"))),
         ("", "demo", settings.demo.to_string()),
         ("policy", "dir", path(&layout.policy("active"))),
         ("policy", "shadow_dir", path(&layout.policy("shadow"))),
@@ -251,6 +277,8 @@ fn gateway_values(layout: &Layout, settings: &Settings, names: &Names, keys: &Fe
         ("feeds.ca", "public_key", quoted(&keys.ca_public)),
         ("feeds.hub", "socket", path(&layout.run("hub-feed.sock"))),
         ("feeds.hub", "public_key", quoted(&keys.hub_public)),
+        ("facts_copy", "dir", path(&layout.store("facts"))),
+        ("facts_copy", "key", path(&layout.secret("facts-copy.key"))),
     ]
 }
 
@@ -343,7 +371,9 @@ mod tests {
                 .filter(|line| !names.iter().any(|name| line.starts_with(name)))
                 .map(|line| format!("{line}\n"))
                 .collect();
-            text.push_str("# the operator's own line\n");
+            let table = text.find("\n[facts_copy]").unwrap_or(text.len());
+            text.truncate(table);
+            text.push_str("\n# the operator's own line\n");
             files::write_private(&layout.config(part), text.as_bytes()).unwrap();
         }
         assert!(find(&layout, Part::Hub, "audit_key").unwrap().is_none());

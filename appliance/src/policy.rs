@@ -21,6 +21,7 @@ mod terms;
 mod feeds;
 mod folder;
 mod diff;
+mod population;
 mod recorded;
 mod explain;
 mod why;

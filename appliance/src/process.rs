@@ -5,14 +5,17 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
+use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use command_fds::{CommandFdExt as _, FdMapping};
 use serde_json::Value;
 use tokio::process::{Child, ChildStdin, Command};
 
@@ -30,6 +33,9 @@ pub(crate) struct Spec {
     arguments: Vec<OsString>,
     ready_file: PathBuf,
     log: PathBuf,
+    /// Listening sockets that it gets: held here, they outlive the process, so that a restart
+    /// refuses nobody and a successor can take a process's place.
+    sockets: Arc<[TcpListener]>,
 }
 
 /// A started part.
@@ -57,7 +63,13 @@ impl Spec {
             arguments: vec!["--config".into(), layout.config(part).into(), "--supervised".into()],
             ready_file: layout.ready_file(part),
             log: layout.log(part),
+            sockets: Arc::default(),
         })
+    }
+
+    /// The process gets these listening sockets (`LISTEN_FDS`, in their order).
+    pub(crate) fn with_sockets(self, sockets: Vec<TcpListener>) -> Self {
+        Self { sockets: sockets.into(), ..self }
     }
 
     /// `sekisho audit push --follow`: brings the heads of the audit logs out of the box.
@@ -75,6 +87,7 @@ impl Spec {
             arguments,
             ready_file: layout.run(&format!("{HEAD_BRINGER}.ready.json")),
             log: layout.run(&format!("{HEAD_BRINGER}.log")),
+            sockets: Arc::default(),
         })
     }
 
@@ -88,18 +101,63 @@ impl Spec {
             std::fs::remove_file(&self.ready_file)
                 .with_context(|| format!("file `{}`", self.ready_file.display()))?;
         }
+        self.spawn_with(&[])
+    }
+
+    /// Starts a process that takes the place of the one that runs.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn spawn_successor(&self) -> anyhow::Result<Running> {
+        self.spawn_with(&["--take-over"])
+    }
+
+    fn spawn_with(&self, more: &[&str]) -> anyhow::Result<Running> {
         let (log, log_offset) = open_log(&self.log)?;
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(&self.arguments)
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)
             .process_group(0)
-            .kill_on_drop(true)
+            .kill_on_drop(true);
+        if !self.sockets.is_empty() {
+            self.give_sockets(&mut command)?;
+        }
+        let mut child = command
             .spawn()
             .with_context(|| format!("program `{}` cannot be started", self.program.display()))?;
         let input = child.stdin.take();
         Ok(Running { child, input, started: Instant::now(), log_offset })
+    }
+
+    fn give_sockets(&self, command: &mut Command) -> anyhow::Result<()> {
+        let mapped = (FIRST_SOCKET..).zip(self.sockets.iter()).map(|(child_fd, socket)| {
+            Ok(FdMapping { parent_fd: socket.try_clone()?.into(), child_fd })
+        });
+        let mapped: Vec<FdMapping> = mapped.collect::<std::io::Result<_>>()?;
+        command.env("LISTEN_FDS", mapped.len().to_string()).env_remove("LISTEN_PID");
+        command.fd_mappings(mapped).context("listening sockets cannot be given")?;
+        Ok(())
+    }
+
+    /// Asks the program whether its configuration is good.
+    ///
+    /// # Errors
+    /// With every line of what is wrong.
+    pub(crate) async fn check(&self) -> anyhow::Result<()> {
+        let arguments = self.arguments.iter().filter(|word| *word != "--supervised");
+        let output = Command::new(&self.program).args(arguments).arg("--check-config").output();
+        let output = output
+            .await
+            .with_context(|| format!("program `{}` cannot be started", self.program.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(usage(last_error_line(&told).unwrap_or_else(|| output.status.to_string())))
     }
 
     /// Waits until the process is ready; returns the addresses that it tells.
@@ -164,6 +222,12 @@ impl Running {
     pub(crate) async fn stop(mut self) -> bool {
         drop(self.input.take());
         signal(self.child.id(), rustix::process::Signal::TERM);
+        self.leave().await
+    }
+
+    /// Waits until the process has ended by itself; SIGKILL after [`STOP_TIMEOUT`]. Returns whether
+    /// it did.
+    pub(crate) async fn leave(mut self) -> bool {
         let ended = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await.is_ok();
         if !ended {
             let _already_gone = self.child.kill().await;
@@ -276,6 +340,9 @@ pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often the ready file is looked for.
 const READY_POLL: Duration = Duration::from_millis(30);
+
+/// The first inherited socket's number (`sd_listen_fds(3)`).
+const FIRST_SOCKET: std::os::fd::RawFd = 3;
 
 /// How long a part may take to end.
 pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
-//! The secrets of a data folder, made once: the permit key, the pseudonym key and the two feed
-//! keys. The hub makes its own staff token key on first start.
+//! The secrets of a data folder, made once: the permit key, the pseudonym key, the key of the facts
+//! that the gateway keeps, and the two feed keys. The hub makes its own staff token key on first
+//! start.
 //!
 //! Invariants: an existing secret is never replaced; every file has mode 0600.
 
@@ -27,7 +28,7 @@ pub(crate) struct FeedKeys {
 /// # Errors
 /// When a file cannot be written, or an existing key is not usable.
 pub(crate) fn ensure(layout: &Layout) -> anyhow::Result<FeedKeys> {
-    for name in ["permit.key", "pseudonym.key"] {
+    for name in ["permit.key", "pseudonym.key", "facts-copy.key"] {
         let path = layout.secret(name);
         if !path.exists() {
             files::write_private(&path, &random::<32>()?)?;

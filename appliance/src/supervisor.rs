@@ -8,7 +8,7 @@
 //! it started; `run/supervisor.json` is replaced as a whole on every change.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::admin;
 use crate::clock;
@@ -54,6 +54,18 @@ pub(crate) struct Status {
     pub(crate) parts: Vec<Record>,
     /// `gateway`, `enrol` and `admin`, where they are known.
     pub(crate) addresses: BTreeMap<String, SocketAddr>,
+    /// Upgrades of the gateway since the start; `None`: this supervisor knows of none.
+    #[serde(default)]
+    pub(crate) upgrades: Option<Upgrades>,
+}
+
+/// What became of the upgrades of the gateway.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Upgrades {
+    /// Those that were asked for and have ended, well or not.
+    pub(crate) done: u64,
+    /// Why the last one failed, if it did.
+    pub(crate) failed: Option<String>,
 }
 
 impl Status {
@@ -108,6 +120,7 @@ pub(crate) struct Supervisor {
 struct Watcher {
     name: &'static str,
     stop: oneshot::Sender<()>,
+    upgrade: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
@@ -129,6 +142,7 @@ impl Supervisor {
             started_at: clock::now_text(),
             parts: Part::ALL.iter().map(|part| Record::new(part.as_str())).collect(),
             addresses: BTreeMap::new(),
+            upgrades: Some(Upgrades::default()),
         };
         let file = status_file(layout);
         files::write_private(&file, serde_json::to_string_pretty(&status)?.as_bytes())?;
@@ -153,6 +167,10 @@ impl Supervisor {
             self.start_part(Spec::head_bringer(&self.layout)?).await?;
         }
         for spec in specs {
+            let spec = match spec.name == Part::Gateway.as_str() {
+                true => spec.with_sockets(gateway_sockets(&self.layout).await?),
+                false => spec,
+            };
             self.start_part(spec).await?;
         }
         self.keep_ports()?;
@@ -164,6 +182,14 @@ impl Supervisor {
     /// The current state.
     pub(crate) fn status(&self) -> Status {
         self.shared.snapshot()
+    }
+
+    /// Has a new process take the gateway's place; the record says how it went.
+    pub(crate) fn upgrade(&self) {
+        let gateway = self.watchers.iter().find(|part| part.name == Part::Gateway.as_str());
+        if let Some(gateway) = gateway {
+            gateway.upgrade.notify_one();
+        }
     }
 
     /// Stops every part in reverse order and removes `run/supervisor.json`.
@@ -191,8 +217,10 @@ impl Supervisor {
             }
         }
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(watch(spec, running, Arc::clone(&self.shared), stopped));
-        self.watchers.push(Watcher { name, stop, task });
+        let upgrade = Arc::new(Notify::new());
+        let asked = Arc::clone(&upgrade);
+        let task = tokio::spawn(watch(spec, running, Arc::clone(&self.shared), stopped, asked));
+        self.watchers.push(Watcher { name, stop, upgrade, task });
         Ok(())
     }
 
@@ -244,6 +272,13 @@ impl Shared {
         });
     }
 
+    fn upgraded(&self, failed: Option<String>) {
+        self.change(|status| {
+            let upgrades = status.upgrades.get_or_insert_default();
+            (upgrades.done, upgrades.failed) = (upgrades.done + 1, failed);
+        });
+    }
+
     fn exited(&self, name: &str, how: &str, lived: Duration) -> Duration {
         let delay = self.record(name, |record| record.exited(how.to_owned(), lived));
         let delay = delay.unwrap_or(crate::part::BACKOFF_MAX);
@@ -253,8 +288,30 @@ impl Shared {
 }
 
 /// The key under which a part's ready file tells an address.
-fn told_key(part: Part, name: &str) -> &'static str {
-    if part == Part::Gateway && name == "admin" { "admin" } else { "public" }
+fn told_key(part: Part, name: &'static str) -> &'static str {
+    match name {
+        "admin" | "closed" if part == Part::Gateway => name,
+        _ => "public",
+    }
+}
+
+/// The gateway's listening sockets: public, admin, and the closed network's if there is one. None
+/// where the configuration's addresses are not understood: the gateway says what is wrong there.
+async fn gateway_sockets(layout: &Layout) -> anyhow::Result<Vec<TcpListener>> {
+    let mut sockets = Vec::new();
+    for key in ["listen", "admin_listen", CLOSED_NETWORK] {
+        let text = match part_config::find(layout, Part::Gateway, key)? {
+            Some(text) => text,
+            None if key == CLOSED_NETWORK => break,
+            None => part_config::value(layout, Part::Gateway, key)?,
+        };
+        let Ok(address) = text.parse::<SocketAddr>() else { return Ok(Vec::new()) };
+        let socket = tokio::net::TcpListener::bind(address).await.with_context(|| {
+            format!("cannot listen on {address} (key `{key}`): free the port or choose another")
+        })?;
+        sockets.push(socket.into_std()?);
+    }
+    Ok(sockets)
 }
 
 /// Restarts the part whenever it dies, until told to stop.
@@ -263,11 +320,32 @@ async fn watch(
     mut running: Running,
     shared: Arc<Shared>,
     mut stop: oneshot::Receiver<()>,
+    upgrade: Arc<Notify>,
 ) {
+    // Those whose place was taken: killed with this task if they are still there.
+    let mut leaving = JoinSet::new();
     loop {
         let ended = tokio::select! {
             ended = running.child.wait() => ended,
             _ = &mut stop => break,
+            () = upgrade.notified() => {
+                let successor = tokio::select! {
+                    successor = succeed(&spec) => successor,
+                    _ = &mut stop => break,
+                };
+                let failed = match successor {
+                    Ok(successor) => {
+                        let (pid, now) = (successor.child.id(), clock::now_text());
+                        shared.record(spec.name, |record| record.replaced(pid, now));
+                        leaving.spawn(std::mem::replace(&mut running, successor).leave());
+                        None
+                    }
+                    Err(error) => Some(format!("{error:#}")),
+                };
+                shared.upgraded(failed);
+                continue;
+            }
+            Some(_) = leaving.join_next() => continue,
         };
         let how = match ended {
             Ok(status) => spec.how_it_ended(status, &running),
@@ -287,6 +365,19 @@ async fn watch(
         progress(&format!("{} did not end in time and was killed", spec.title));
     }
     shared.record(spec.name, Record::stopped);
+}
+
+/// A process that has taken the place of the one that runs.
+async fn succeed(spec: &Spec) -> anyhow::Result<Running> {
+    spec.check().await?;
+    let mut running = spec.spawn_successor()?;
+    match spec.ready(&mut running).await {
+        Ok(_) => Ok(running),
+        Err(error) => {
+            running.stop().await;
+            Err(error)
+        }
+    }
 }
 
 /// Tries until the part is ready; `None` when told to stop.
@@ -355,11 +446,15 @@ async fn gateway_is_ready(status: &Status) -> anyhow::Result<()> {
 const PROGRAM: &str = "sekisho";
 
 /// Which part listens where: part, key in its file, name in `addresses`.
-pub(crate) const LISTENERS: [(Part, &str, &str); 3] = [
+pub(crate) const LISTENERS: [(Part, &str, &str); 4] = [
     (Part::Gateway, "listen", "gateway"),
     (Part::Ra, "listen", "enrol"),
     (Part::Gateway, "admin_listen", "admin"),
+    (Part::Gateway, CLOSED_NETWORK, "closed"),
 ];
+
+/// The key of the gateway's listener on the closed network, which not every box has.
+const CLOSED_NETWORK: &str = "closed_network.listen";
 
 #[cfg(test)]
 mod tests {

@@ -98,6 +98,7 @@ async fn until_stopped(
     context: &Context,
 ) -> anyhow::Result<()> {
     let layout = &context.layout;
+    let mut upgrades = signal(SignalKind::user_defined2())?;
     let settings = prepare(args, layout)?;
     if let Some(earlier) = earlier {
         leftovers_are_gone(&earlier, layout).await?;
@@ -107,8 +108,11 @@ async fn until_stopped(
         served = serve(supervisor, &settings, args, context) => served?,
         () = stop.next() => {}
     }
-    if !stop.seen {
-        stop.next().await;
+    while !stop.seen {
+        tokio::select! {
+            () = stop.next() => {}
+            _ = upgrades.recv() => supervisor.upgrade(),
+        }
     }
     Ok(())
 }

@@ -178,6 +178,7 @@ impl Row {
                 facts_ca_seq,
                 facts_hub_seq,
                 client_addr,
+                network,
             } => {
                 self.parties(Some(request_id), actor, object);
                 self.set("action", action.as_deref().unwrap_or_default());
@@ -187,6 +188,7 @@ impl Row {
                 self.set("facts_ca_seq", facts_ca_seq);
                 self.set("facts_hub_seq", facts_hub_seq);
                 self.set("client_addr", client_addr);
+                self.set("network", network.as_deref().unwrap_or_default());
             }
             Event::HandshakeFailed { reason, detail, client_addr, actor } => {
                 // A refused certificate proves nothing: what it says stands apart.
@@ -225,6 +227,7 @@ impl Row {
             }
             Event::ServiceStarted { .. }
             | Event::ServiceStopped
+            | Event::HandedOver
             | Event::Checkpoint { .. }
             | Event::TailCut { .. }
             | Event::Unfinished { .. }

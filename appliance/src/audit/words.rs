@@ -33,6 +33,7 @@ pub(super) fn of(event: &Event) -> String {
         }
         Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unfinished { .. }
@@ -47,6 +48,7 @@ fn of_log(event: &Event) -> String {
     match event {
         Event::ServiceStarted { version } => format!("program started, version {version}"),
         Event::ServiceStopped => "program stopped in good order".to_owned(),
+        Event::HandedOver => "program handed its place to its successor".to_owned(),
         Event::Checkpoint { note } => {
             let size = note.lines().nth(1).unwrap_or("?");
             format!("checkpoint over {size} records")
@@ -92,6 +94,7 @@ pub(super) fn ended(event: &Event) -> Option<String> {
         | Event::Effect { .. }
         | Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unfinished { .. }
@@ -116,6 +119,7 @@ pub(super) fn expects_end(event: &Event) -> Option<&str> {
         | Event::Effect { .. }
         | Event::ServiceStarted { .. }
         | Event::ServiceStopped
+        | Event::HandedOver
         | Event::Checkpoint { .. }
         | Event::TailCut { .. }
         | Event::Unfinished { .. }
@@ -198,6 +202,7 @@ mod tests {
             facts_ca_seq: 1,
             facts_hub_seq: 2,
             client_addr: "127.0.0.1:1".into(),
+            network: None,
         }
     }
 

@@ -13,7 +13,7 @@ use policies::reason::ReasonSet;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{OwnTerms, place, recorded};
+use super::{OwnTerms, place, population, recorded};
 use crate::cli::Context;
 use crate::output::{self, progress};
 
@@ -29,6 +29,8 @@ pub(crate) struct Args {
     /// Look at this many of the newest recorded requests
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     last: usize,
+    #[command(flatten)]
+    population: population::Wanted,
 }
 
 /// A recorded request that would be decided otherwise.
@@ -71,6 +73,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<bool> 
             Replayed::default()
         }
     };
+    let counted = args.population.count(&old, &new)?;
     let value = json!({
         "old": old.version(),
         "new": new.version(),
@@ -81,6 +84,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<bool> 
             "unknown": replayed.unknown,
             "changed": replayed.changed,
         },
+        "population": counted,
     });
     output::data(context.json, &value, || {
         let mut lines = vec![format!("old {}\nnew {}", old.version(), new.version())];
@@ -98,6 +102,7 @@ pub(super) async fn run(args: &Args, context: &Context) -> anyhow::Result<bool> 
             lines.push(format!("overlay {}: {was} → {is}", overlay.overlay));
         }
         lines.push(requests_text(&replayed));
+        lines.extend(counted.as_ref().map(population::text));
         lines.join("\n")
     });
     Ok(true)

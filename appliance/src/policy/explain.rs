@@ -8,7 +8,7 @@ use policies::feed::Source;
 use policies::identity::{Identity, InsuredKey, Job, OfficeNumber, Serial, Staff, TerminalId};
 use policies::matrix::{Matrix, Profile};
 use policies::operations::Operations;
-use policies::overlay::{Circumstances, hours};
+use policies::overlay::{Circumstances, NetworkKind, hours};
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -53,6 +53,9 @@ pub(crate) struct Explain {
     /// The address that asks
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
+    /// By which network it asks: open or closed
+    #[arg(long, value_name = "NETWORK", default_value = "open")]
+    network: NetworkKind,
     /// When, in Japan, such as 2026-04-06T10:00; by default now
     #[arg(long, value_name = "TIME")]
     at: Option<String>,
@@ -124,7 +127,11 @@ async fn explained(wanted: &Explain, layout: &Layout) -> anyhow::Result<Explanat
             hub_age_ms: age(hub_sent_ms),
             leases: Leases::default(),
         },
-        circumstances: Circumstances { address: wanted.address, reads_this_hour: wanted.reads },
+        circumstances: Circumstances {
+            address: wanted.address,
+            network: Some(wanted.network),
+            reads_this_hour: wanted.reads,
+        },
     };
     Ok(explain(&matrix, &facts, &query))
 }

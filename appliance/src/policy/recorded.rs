@@ -12,7 +12,7 @@ use policies::facts::Facts;
 use policies::feed::Source;
 use policies::identity::{Identity, InsuredKey, Serial, Staff};
 use policies::operations::{Operation, Operations};
-use policies::overlay::Circumstances;
+use policies::overlay::{Circumstances, NetworkKind};
 
 use super::feeds;
 use crate::audit_keys;
@@ -56,7 +56,8 @@ impl Known {
 
     /// What a decision record asked, if everybody in it is known.
     pub(super) fn request(&self, entry: &Entry, reads_this_hour: u32) -> Option<Request> {
-        let Event::Decision { actor, action, object, client_addr, .. } = &entry.event else {
+        let Event::Decision { actor, action, object, client_addr, network, .. } = &entry.event
+        else {
             return None;
         };
         let action = action.as_deref()?;
@@ -78,6 +79,7 @@ impl Known {
             let job = actor.job.as_ref()?.parse().ok()?;
             Some(Staff { id: id.clone(), office, job, session: "recorded".to_owned() })
         });
+        let network = network.as_deref().map_or(Some(NetworkKind::Open), |it| it.parse().ok());
         let address = client_addr.parse().ok().map(|address: SocketAddr| address.ip());
         Some(Request {
             principal,
@@ -92,7 +94,7 @@ impl Known {
                 numbered: None,
             },
             now: unix(&entry.at)?,
-            circumstances: Circumstances { address, reads_this_hour },
+            circumstances: Circumstances { address, network, reads_this_hour },
         })
     }
 }

@@ -165,13 +165,12 @@ impl Answer {
     }
 
     fn error(&self, field: &str) -> &str {
-        let error = self.body.get("error");
-        error.and_then(|error| error.get(field)).and_then(Value::as_str).unwrap_or_default()
+        self.text(field).unwrap_or_default()
     }
 
     /// The problems that a refused file or document lists, one line each.
     pub(super) fn problems(&self) -> Vec<String> {
-        let problems = self.body.pointer("/error/problems").and_then(Value::as_array);
+        let problems = self.body.pointer("/problems").and_then(Value::as_array);
         problems.into_iter().flatten().map(problem).collect()
     }
 }
@@ -193,7 +192,7 @@ impl fmt::Display for Answer {
         if self.code().is_empty() {
             return write!(f, "{}", self.status);
         }
-        write!(f, "{} {}: {}", self.status, self.code(), self.error("message_ja"))?;
+        write!(f, "{} {}: {}", self.status, self.code(), self.error("detail_ja"))?;
         for problem in self.problems() {
             write!(f, "\n{problem}")?;
         }

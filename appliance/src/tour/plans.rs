@@ -119,7 +119,7 @@ fn wrong_files(scene: &Scene) -> [Wrong; 3] {
 async fn refuse(scene: &Scene, exchange: &mut Line, report: &mut Report) -> anyhow::Result<()> {
     for wrong in wrong_files(scene) {
         let answer = send(exchange, &plan_file::name("UP1KYO"), wrong.bytes).await?;
-        let problem = answer.body.pointer("/error/problems/0");
+        let problem = answer.body.pointer("/problems/0");
         let place = |key: &str| problem.and_then(|problem| problem.get(key)?.as_u64());
         let fits = answer.status == 422
             && answer.code() == "care_plan_file_refused"

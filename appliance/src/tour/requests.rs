@@ -22,7 +22,7 @@ pub(super) async fn walk(
     moved.token.clone_from(&care_manager.token);
     let answer = moved.get("/v1/registrations").await?;
     let does = "職員のトークンを同じ事業所の別の端末へ移して使う";
-    report.refused(does, &answer, 401, "staff_token_other_terminal")?;
+    report.refused(does, &answer, 401, "token_not_bound")?;
     spoofed(scene, care_manager, report).await?;
     let answer = care_manager.get("/v1/everything").await?;
     report.refused("存在しないパスを要求する", &answer, 404, "no_such_operation")?;

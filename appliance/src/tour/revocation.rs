@@ -123,10 +123,8 @@ impl Probe {
     /// Asks without a staff token; returns status and code.
     async fn ask(&mut self) -> Result<(u16, String), crate::client::Error> {
         let response = self.connection.send(Method::GET, "/v1/registrations", &[], "").await?;
-        let code = response
-            .json()
-            .pointer("/error/code")
-            .and_then(|code| code.as_str().map(str::to_owned));
+        let code =
+            response.json().pointer("/code").and_then(|code| code.as_str().map(str::to_owned));
         Ok((response.status, code.unwrap_or_default()))
     }
 
