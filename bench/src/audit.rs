@@ -219,6 +219,7 @@ fn decision(caller: u32, number: u64) -> Event {
         facts_ca_seq: 300_000,
         facts_hub_seq: 40_000_000 + number,
         client_addr: format!("192.0.2.{}:{}", caller % 250, 40_000 + number % 20_000),
+        network: None,
     }
 }
 

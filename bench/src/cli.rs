@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::audit::AuditArgs;
+use crate::cold_start::ColdStartArgs;
 use crate::credentials::is_path;
 use crate::decide::DecideArgs;
 use crate::gate::GateArgs;
@@ -16,6 +17,7 @@ use crate::lab::facts::{FactsArgs, RevokeArgs};
 use crate::lab::fixture::FixtureArgs;
 use crate::lab::stages::StagesArgs;
 use crate::load::RunArgs;
+use crate::propagation::PropagationArgs;
 use crate::scenario::idle::IdleArgs;
 use crate::scenario::revocation::RevocationArgs;
 use crate::scenario::slow::SlowArgs;
@@ -54,6 +56,10 @@ pub(crate) enum Command {
     Decide(DecideArgs),
     /// How fast certificates are issued by a running box
     Issuing(IssuingArgs),
+    /// How long a gateway takes to start, from a snapshot and from the facts that it keeps on disk
+    ColdStart(ColdStartArgs),
+    /// How soon every gateway has applied a change that the hub commits
+    Propagation(PropagationArgs),
     /// Instruction counts of the paths that matter, against the committed baseline
     Gate(GateArgs),
     /// Starts one system with all that it needs, and says how to load it

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::Args;
 use policies::decide::{Decision, FeedState, Query, decide};
-use policies::facts::{Facts, Registration};
-use policies::feed::Fact;
+use policies::facts::{Facts, Loading, Registration};
+use policies::feed::{Fact, Source};
 use policies::identity::{Identity, InsuredKey, Job, OfficeNumber, Serial, Staff};
 use policies::matrix::{Matrix, Profile};
 use policies::operations::{Operation, Operations};
@@ -213,7 +213,7 @@ fn serial(seed: u64) -> anyhow::Result<Serial> {
     Ok(Serial::from_bytes(&halves.map(u64::to_be_bytes).concat())?)
 }
 
-/// Offices, municipalities that share, revocations: all but the registrations.
+/// Offices and revocations: the facts of the cert-authority.
 fn facts_around(pairs: &Pairs, revocations: u64) -> anyhow::Result<Facts> {
     let mut facts = Facts::new();
     progress(format_args!("{} offices, {revocations} revocations", pairs.offices));
@@ -226,9 +226,6 @@ fn facts_around(pairs: &Pairs, revocations: u64) -> anyhow::Result<Facts> {
             name: format!("事業所 {at}"),
         });
     }
-    for at in 0..INSURERS {
-        facts.apply(Fact::Sharing { insurer: text(&insurer(at))?.parse()?, from: Some(BEFORE) });
-    }
     // Seeds of revoked serials stay below 2^32; those that are asked with practically never do, and
     // every answer is checked.
     for at in 0..revocations {
@@ -237,18 +234,26 @@ fn facts_around(pairs: &Pairs, revocations: u64) -> anyhow::Result<Facts> {
     Ok(facts)
 }
 
+/// The hub's facts, as a snapshot brings them: municipalities that share, registrations.
 fn register(facts: &mut Facts, pairs: &Pairs) -> anyhow::Result<()> {
+    let mut loading = Loading::new(Source::Hub);
+    for at in 0..INSURERS {
+        loading.take(Fact::Sharing { insurer: text(&insurer(at))?.parse()?, from: Some(BEFORE) });
+    }
     let mut told = Instant::now();
     for index in 0..pairs.registrations {
         let (office, insured) = pairs.registered(index)?;
         let until = Some(NOW + 86_400);
-        facts.apply(Fact::Registration { office, insured, from: BEFORE, until, ended: None });
+        loading.take(Fact::Registration { office, insured, from: BEFORE, until, ended: None });
         // The clock is not read for each of forty million.
         if index % 65_536 == 0 && told.elapsed().as_secs() >= 1 {
             told = Instant::now();
             progress(format_args!("{index} of {} registrations", pairs.registrations));
         }
     }
+    let loaded = loading.finish();
+    loaded.complete()?;
+    facts.install(loaded);
     Ok(())
 }
 
@@ -458,7 +463,7 @@ fn memory_bytes(field: &str) -> anyhow::Result<u64> {
         .with_context(|| format!("`{}` does not say `{field}`", path.display()))
 }
 
-fn field_bytes(text: &str, field: &str) -> Option<u64> {
+pub(crate) fn field_bytes(text: &str, field: &str) -> Option<u64> {
     let line = text
         .lines()
         .find(|line| line.strip_prefix(field).is_some_and(|rest| rest.starts_with(':')))?;
@@ -584,7 +589,8 @@ mod tests {
         let bench = Bench::new(&facts, 1).unwrap();
         let asked = Asked::registered(&pairs, 3).unwrap();
         let error = bench.time(true, || Ok(asked.clone())).unwrap_err().to_string();
-        let denied = format!("gets {:?}", Some(Reason::NotRegistered));
+        // Without the hub's facts nobody's municipality shares either, which comes first.
+        let denied = format!("gets {:?}", Some(Reason::NotLive));
         assert!(error.contains(&denied), "{error}");
         register(&mut facts, &pairs).unwrap();
         let bench = Bench::new(&facts, 1).unwrap();

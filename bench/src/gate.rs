@@ -71,6 +71,8 @@ pub(crate) enum Case {
     DecideDeny,
     /// The server's part of a full handshake, client certificate and all
     Handshake,
+    /// The same, of a terminal whose chain was verified before
+    Returning,
     /// The server's part of a resumed handshake
     Resumed,
     /// A request on a kept HTTP/1.1 connection, all that the gateway does for it
@@ -78,8 +80,14 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    const ALL: &[Self] =
-        &[Self::DecideAllow, Self::DecideDeny, Self::Handshake, Self::Resumed, Self::Request];
+    const ALL: &[Self] = &[
+        Self::DecideAllow,
+        Self::DecideDeny,
+        Self::Handshake,
+        Self::Returning,
+        Self::Resumed,
+        Self::Request,
+    ];
 
     /// The name in the file and on the command line.
     const fn as_str(self) -> &'static str {
@@ -87,6 +95,7 @@ impl Case {
             Self::DecideAllow => "decide-allow",
             Self::DecideDeny => "decide-deny",
             Self::Handshake => "handshake",
+            Self::Returning => "returning",
             Self::Resumed => "resumed",
             Self::Request => "request",
         }
@@ -97,7 +106,7 @@ impl Case {
     const fn iterations(self) -> u64 {
         match self {
             Self::DecideAllow | Self::DecideDeny => 10_000,
-            Self::Handshake | Self::Resumed => 300,
+            Self::Handshake | Self::Returning | Self::Resumed => 300,
             Self::Request => 2_000,
         }
     }

@@ -24,7 +24,7 @@ use crate::cpu;
 use crate::report::{Histogram, Latency};
 
 mod answer;
-mod demo_box;
+pub(crate) mod demo_box;
 mod terminal;
 
 use demo_box::DemoBox;

@@ -38,6 +38,9 @@ pub(crate) enum FactsSet {
     Unrevoked,
     /// What the terminals need, and nothing else
     Bare,
+    /// The terminals', and those of an invented country with as many registrations, made as they
+    /// are sent
+    Country,
 }
 
 impl FactsSet {
@@ -47,6 +50,7 @@ impl FactsSet {
             Self::Full => "full",
             Self::Unrevoked => "unrevoked",
             Self::Bare => "bare",
+            Self::Country => "country",
         }
     }
 }

@@ -26,7 +26,9 @@ mod credentials;
 mod client;
 mod load;
 mod scenario;
+mod cold_start;
 mod cpu;
+mod propagation;
 mod report;
 mod audit;
 mod decide;
@@ -67,6 +69,8 @@ fn main() -> ExitCode {
         Command::Audit(args) => audit::run(args).and_then(|report| print(&report, args.json)),
         Command::Decide(args) => decide::run(args),
         Command::Issuing(args) => issuing::run(args),
+        Command::ColdStart(args) => cold_start::run(args),
+        Command::Propagation(args) => propagation::run(args),
         Command::Gate(args) => gate::run(args),
         Command::Lab(args) => lab::run(args),
         Command::Fixture(args) => lab::fixture::run(args),

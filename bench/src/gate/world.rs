@@ -15,7 +15,7 @@ use gateway::config::Config;
 use gateway::downstream::LiveConnections;
 use gateway::facts_feed::{FeedTask, LiveFacts, now_ms};
 use gateway::metrics::Metrics;
-use policies::feed::{Fact, GENESIS_HEAD, Message, Signer, Source};
+use policies::feed::{Fact, Parts, Position, Signer, Source};
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -91,6 +91,7 @@ impl World {
         let task = FeedTask {
             source: Source::Ca,
             feed: config.feed_ca.clone(),
+            copy: None,
             gateway_id: config.id.clone(),
             facts: Arc::clone(&facts),
             live: LiveConnections::new(Arc::new(Metrics::new()?)),
@@ -98,15 +99,10 @@ impl World {
         let revoked = (1..=REVOKED).map(|serial| -> Result<Fact> {
             Ok(Fact::Revoked { serial: format!("{serial:016x}").parse()?, at: 1 })
         });
-        let snapshot = Message::Snapshot {
-            seq: 0,
-            head: GENESIS_HEAD.to_owned(),
-            sent_at_ms: now_ms(),
-            facts: revoked.collect::<Result<_>>()?,
-        };
-        let line = self.signer.line(&snapshot)?;
+        let revoked: Vec<Fact> = revoked.collect::<Result<_>>()?;
+        let lines = Parts::all(&self.signer, Position::genesis(), now_ms(), &revoked)?.join("\n");
         let listener = UnixListener::bind(&config.feed_ca.socket)?;
-        let publisher = std::thread::spawn(move || publish(&listener, &line));
+        let publisher = std::thread::spawn(move || publish(&listener, &lines));
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             let following = tokio::spawn(task.run());
             let came = tokio::time::timeout(SNAPSHOT_WITHIN, snapshot_in(&facts)).await;
@@ -124,10 +120,10 @@ async fn snapshot_in(facts: &LiveFacts) {
     }
 }
 
-/// Sends the one line and waits until the other end has taken it.
-fn publish(listener: &UnixListener, line: &str) -> std::io::Result<()> {
+/// Sends the lines and waits until the other end has taken it.
+fn publish(listener: &UnixListener, lines: &str) -> std::io::Result<()> {
     let (mut stream, _) = listener.accept()?;
-    stream.write_all(line.as_bytes())?;
+    stream.write_all(lines.as_bytes())?;
     stream.write_all(b"\n")?;
     let mut rest = Vec::new();
     BufReader::new(stream).take(ACKS_BYTES_MAX).read_to_end(&mut rest)?;

@@ -68,6 +68,14 @@ impl DemoBox {
     }
 }
 
+/// Refuses a folder that is not a demo box's: what a measurement does stays in it.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn must_be_demo(data: &Path) -> anyhow::Result<()> {
+    rate_of_demo(&data.join("config/signer.toml")).map(|_| ())
+}
+
 fn too_few(file: &Path, data: &Path, rate: u32) -> Usage {
     Usage(format!(
         "the signer may sign {rate} certificates a minute: give --sekisho PATH to raise that, or \
@@ -85,8 +93,8 @@ fn rate_of_demo(file: &Path) -> anyhow::Result<u32> {
     let table: toml::Table = text.parse().with_context(what)?;
     if table.get("demo").and_then(toml::Value::as_bool) != Some(true) {
         return Err(Usage(format!(
-            "`{}` belongs to a box that is not for demonstration: thousands of offices and \
-             certificates would stay in it; make one with `sekisho up --demo --detach`",
+            "`{}` belongs to a box that is not for demonstration: what is \
+             measured would stay in it; make one with `sekisho up --demo --detach`",
             file.display()
         ))
         .into());
@@ -111,7 +119,10 @@ fn raise_rate(file: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs a command of `sekisho` on the data folder to its end.
-fn call(sekisho: &Path, arguments: &[&str], data: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it cannot be started, or fails: with its last line.
+pub(crate) fn call(sekisho: &Path, arguments: &[&str], data: &Path) -> anyhow::Result<()> {
     let output = Command::new(sekisho)
         .args(arguments)
         .arg("--data")

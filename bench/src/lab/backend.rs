@@ -2,7 +2,8 @@
 //! for a request, so that what is measured is the system in front of it.
 //!
 //! It answers 403 to a request that says in no header who is asking: a system that skips its
-//! identity headers does less work than the others, and shows it.
+//! identity headers does less work than the others, and shows it. It declares person and kind of
+//! the document as the hub does, from the path.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -49,6 +50,7 @@ async fn serve(args: &BackendArgs) -> anyhow::Result<()> {
 /// Whole answers, put together once.
 #[derive(Clone, Copy)]
 struct Answers {
+    /// What comes after the status line and what the answer declares.
     document: &'static [u8],
     refusal: &'static [u8],
 }
@@ -57,23 +59,24 @@ impl Answers {
     fn new() -> Self {
         let open = r#"{"document":"insured-card","text":""#;
         let body = format!("{open}{}\"}}", "x".repeat(DOCUMENT_BYTES - open.len() - 2));
-        let document = format!("{}{body}", head("200 OK", body.len() as u64));
-        let refusal = head("403 Forbidden", 0);
+        let document = format!("{}{body}", head(body.len() as u64));
+        let refusal = format!("HTTP/1.1 403 Forbidden\r\n{}", head(0));
         // Two strings for the life of the process.
         Self { document: document.leak().as_bytes(), refusal: refusal.leak().as_bytes() }
     }
 }
 
-fn head(status: &str, bytes: u64) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {bytes}\r\n\r\n"
-    )
+/// The end of a head.
+fn head(bytes: u64) -> String {
+    format!("content-type: application/json\r\ncontent-length: {bytes}\r\n\r\n")
 }
 
 struct Connection {
     stream: UnixStream,
     answers: Answers,
     buffer: Vec<u8>,
+    /// What is sent, from the status line on.
+    answer: Vec<u8>,
 }
 
 /// What of a request's head matters here.
@@ -93,13 +96,14 @@ enum Body {
 
 impl Connection {
     fn new(stream: UnixStream, answers: Answers) -> Self {
-        Self { stream, answers, buffer: Vec::with_capacity(BUFFER_BYTES) }
+        let answer = Vec::with_capacity(2 * DOCUMENT_BYTES);
+        Self { stream, answers, buffer: Vec::with_capacity(BUFFER_BYTES), answer }
     }
 
     async fn serve(mut self) -> std::io::Result<()> {
         loop {
             let asked = loop {
-                if let Some(asked) = asked(&self.buffer)? {
+                if let Some(asked) = asked(&self.buffer, &mut self.answer)? {
                     break asked;
                 }
                 if self.read().await? == 0 {
@@ -113,7 +117,10 @@ impl Connection {
             }
             match (asked.known, asked.bytes) {
                 (false, _) => self.stream.write_all(self.answers.refusal).await?,
-                (true, None) => self.stream.write_all(self.answers.document).await?,
+                (true, None) => {
+                    self.answer.extend_from_slice(self.answers.document);
+                    self.stream.write_all(&self.answer).await?;
+                }
                 (true, Some(bytes)) => self.send(bytes).await?,
             }
             if asked.closes {
@@ -158,7 +165,8 @@ impl Connection {
     }
 
     async fn send(&mut self, bytes: u64) -> std::io::Result<()> {
-        self.stream.write_all(head("200 OK", bytes).as_bytes()).await?;
+        self.answer.extend_from_slice(head(bytes).as_bytes());
+        self.stream.write_all(&self.answer).await?;
         let mut left = bytes;
         while left > 0 {
             let here = left.min(FILLING.len() as u64);
@@ -169,8 +177,8 @@ impl Connection {
     }
 }
 
-/// Reads the head, once it is whole.
-fn asked(buffer: &[u8]) -> std::io::Result<Option<Asked>> {
+/// Reads the head, once it is whole, and begins the answer to it.
+fn asked(buffer: &[u8], answer: &mut Vec<u8>) -> std::io::Result<Option<Asked>> {
     if buffer.is_empty() {
         return Ok(None);
     }
@@ -183,6 +191,7 @@ fn asked(buffer: &[u8]) -> std::io::Result<Option<Asked>> {
             return Err(std::io::ErrorKind::InvalidData.into());
         }
     };
+    begin_answer(request.path.unwrap_or_default(), answer);
     let mut asked = Asked {
         head_bytes,
         body: Body::Length(0),
@@ -204,6 +213,20 @@ fn asked(buffer: &[u8]) -> std::io::Result<Option<Asked>> {
         }
     }
     Ok(Some(asked))
+}
+
+/// The status line, and what the answer declares of itself: `/v1/insured/A/B/documents/K` is about
+/// `A/B` and holds a `K`.
+fn begin_answer(path: &str, answer: &mut Vec<u8>) {
+    answer.clear();
+    answer.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    let path = path.split('?').next().unwrap_or_default();
+    let Some(path) = path.strip_prefix("/v1/insured/") else { return };
+    let Some((person, rest)) = path.split_once("/documents") else { return };
+    let kind = rest.trim_start_matches('/').split('/').next().unwrap_or_default();
+    for part in ["sekisho-insured: ", person, "\r\nsekisho-document-kind: ", kind, "\r\n"] {
+        answer.extend_from_slice(part.as_bytes());
+    }
 }
 
 fn bytes_of_query(path: &str) -> Option<u64> {
@@ -249,6 +272,17 @@ mod tests {
             let json: serde_json::Value = serde_json::from_str(body).unwrap();
             assert_eq!(json["document"], "insured-card");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_declares_whom_it_is_about() {
+        let known = "host: b\r\nx-bench-direct: 1\r\n";
+        let path = "/v1/insured/131016/0000000001/documents/insured-card?bytes=3";
+        let answer = answer_to(&format!("GET {path} HTTP/1.1\r\n{known}\r\n")).await;
+        let declared = "sekisho-insured: 131016/0000000001\r\n\
+                        sekisho-document-kind: insured-card\r\n";
+        assert!(answer.contains(declared), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nxxx"), "{answer}");
     }
 
     #[tokio::test]

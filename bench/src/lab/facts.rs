@@ -1,27 +1,25 @@
 //! Publishes a fixture's facts to gateways, as the cert-authority and the hub do: two signed feeds
 //! on unix sockets (see `policies::feed`).
 //!
-//! The mass of facts is made from numbers, not stored. A snapshot at scale takes longer to sign
-//! than a gateway waits for a line, so one is made ready by the word `prepare` on the control
-//! socket, right before a gateway is started; `revoke SERIAL` there becomes a change for all
-//! subscribers at once. Signing is done beside the heartbeats, so that no gateway that is being
-//! measured loses its feed while the next one is started.
+//! The mass of facts is made from numbers. `revoke SERIAL` on the control socket becomes a change
+//! for all subscribers at once. A snapshot is signed part by part beside the heartbeats, so that no
+//! gateway that is being measured loses its feed while the next one is started.
 
-use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader as StdBufReader, Write as _};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use aws_lc_rs::signature::Ed25519KeyPair;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use gateway::facts_feed::now_ms;
-use policies::feed::{Fact, GENESIS_HEAD, LINE_BYTES_MAX, Message, Signer, Source, next_head};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use policies::feed::{
+    Fact, Hello, Message, PART_FACTS_MAX, Parts, Position, Signer, Source, next_head,
+};
+use policies::national::{Nation, Size};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast;
 
@@ -109,16 +107,21 @@ pub(crate) fn run(args: &FactsArgs) -> anyhow::Result<()> {
     let lab = Lab::open(&args.dir)?;
     let made = fixture::read(&args.dir)?;
     let scale = scale_of(lab.scale(), args.set);
-    let ca = Publisher::new(&args.dir, Source::Ca, ca_facts(&scale)?)?;
-    let hub = Publisher::new(&args.dir, Source::Hub, hub_facts(&scale, &made)?)?;
+    let nation = match args.set {
+        FactsSet::Country => Some(Arc::new(nation(lab.scale())?)),
+        FactsSet::Full | FactsSet::Unrevoked | FactsSet::Bare => None,
+    };
+    let new = |source, facts| Publisher::new(&args.dir, source, facts, nation.clone());
+    let ca = new(Source::Ca, ca_facts(&scale)?)?;
+    let hub = new(Source::Hub, hub_facts(&scale, &made)?)?;
     let sockets = Sockets::of(&args.dir, args.set);
     let heartbeat = Duration::from_millis(args.heartbeat_ms);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let (ca, hub) = (Arc::new(ca), Arc::new(hub));
         tokio::try_join!(
             publish(listen(&sockets.ca)?, Arc::clone(&ca), heartbeat),
-            publish(listen(&sockets.hub)?, Arc::clone(&hub), heartbeat),
-            control(listen(&sockets.control)?, ca, hub),
+            publish(listen(&sockets.hub)?, hub, heartbeat),
+            control(listen(&sockets.control)?, ca),
         )
         .map(|_| ())
     })
@@ -128,25 +131,34 @@ fn scale_of(scale: &Scale, set: FactsSet) -> Scale {
     match set {
         FactsSet::Full => scale.clone(),
         FactsSet::Unrevoked => Scale { revocations: 0, ..scale.clone() },
-        FactsSet::Bare => {
+        FactsSet::Bare | FactsSet::Country => {
             Scale { offices: 0, registrations: 0, revocations: 0, terminals: scale.terminals }
         }
     }
 }
 
-/// Facts as the inside of a JSON list.
-fn json_list(facts: impl Iterator<Item = anyhow::Result<Fact>>) -> anyhow::Result<String> {
-    let mut list = String::new();
-    for fact in facts {
-        if !list.is_empty() {
-            list.push(',');
-        }
-        list.push_str(&serde_json::to_string(&fact?)?);
-    }
-    Ok(list)
+/// A country with these registrations, and of everything else as much as goes with them.
+fn nation(scale: &Scale) -> anyhow::Result<Nation> {
+    let whole = Size::default();
+    let registrations = u64::try_from(scale.registrations)?;
+    let share = |count: u64| (count * registrations / whole.registrations).max(1);
+    let size = Size {
+        offices: share(whole.offices).max(3),
+        registrations,
+        insured: share(whole.insured),
+        consents: share(whole.consents),
+        revoked: share(whole.revoked),
+        ..whole
+    };
+    Ok(Nation::new(size)?)
 }
 
-fn ca_facts(scale: &Scale) -> anyhow::Result<String> {
+/// Facts as JSON texts.
+fn texts(facts: impl Iterator<Item = anyhow::Result<Fact>>) -> anyhow::Result<Vec<String>> {
+    facts.map(|fact| Ok(serde_json::to_string(&fact?)?)).collect()
+}
+
+fn ca_facts(scale: &Scale) -> anyhow::Result<Vec<String>> {
     let own = (0..scale.terminals).map(fixture::office);
     let others = (0..scale.offices).map(other_office);
     let offices = own.chain(others).map(|number| {
@@ -160,10 +172,10 @@ fn ca_facts(scale: &Scale) -> anyhow::Result<String> {
     });
     let revoked = (0..scale.revocations)
         .map(|at| Ok(Fact::Revoked { serial: revoked_serial(at).parse()?, at: 1_790_000_000 }));
-    json_list(offices.chain(revoked))
+    texts(offices.chain(revoked))
 }
 
-fn hub_facts(scale: &Scale, made: &Made) -> anyhow::Result<String> {
+fn hub_facts(scale: &Scale, made: &Made) -> anyhow::Result<Vec<String>> {
     let staff_key = Fact::StaffKey {
         kid: fixture::STAFF_KEY_ID.to_owned(),
         x: made.staff_key_x.clone(),
@@ -173,7 +185,7 @@ fn hub_facts(scale: &Scale, made: &Made) -> anyhow::Result<String> {
     let sharing = Fact::Sharing { insurer: "131016".parse()?, from: Some(1) };
     let registration = |office: String, insured: String| {
         let (office, insured) = (office.parse()?, insured.parse()?);
-        Ok(Fact::Registration { office, insured, from: 1, until: None, ended: None })
+        Ok(Fact::Registration { office, insured, from: 1_790_000_000, until: None, ended: None })
     };
     let own =
         (0..scale.terminals).map(|at| registration(fixture::office(at), fixture::insured(at)));
@@ -181,7 +193,7 @@ fn hub_facts(scale: &Scale, made: &Made) -> anyhow::Result<String> {
     let offices = scale.offices.max(1);
     let others = (0..scale.registrations)
         .map(|at| registration(other_office(at % offices), other_insured(at / 3)));
-    json_list([Ok(staff_key), Ok(sharing)].into_iter().chain(own).chain(others))
+    texts([Ok(staff_key), Ok(sharing)].into_iter().chain(own).chain(others))
 }
 
 fn other_office(at: usize) -> String {
@@ -202,127 +214,77 @@ fn revoked_serial(at: usize) -> String {
 struct Publisher {
     source: Source,
     signer: Signer,
-    key: Ed25519KeyPair,
-    /// The facts at sequence 0, as the inside of a JSON list.
-    facts: String,
+    /// The facts at sequence 0, as JSON texts.
+    facts: Vec<String>,
+    /// More facts at sequence 0.
+    nation: Option<Arc<Nation>>,
     state: Mutex<State>,
-    /// Held while a snapshot is made, so that two gateways do not have it made twice.
-    prepared: Mutex<Option<Prepared>>,
-    changes: broadcast::Sender<Arc<str>>,
+    changes: broadcast::Sender<(u64, Arc<str>)>,
 }
 
 #[derive(Clone)]
 struct State {
-    seq: u64,
-    head: String,
-    changed: Vec<Fact>,
-}
-
-/// A snapshot line that is ready to be sent.
-struct Prepared {
-    seq: u64,
-    made: Instant,
-    line: Arc<str>,
+    position: Position,
+    /// The signed changes, from sequence 1 on, and the texts of their facts.
+    changed: Vec<(Arc<str>, String)>,
+    /// The head after each change, from sequence 0 on.
+    heads: Vec<String>,
 }
 
 impl Publisher {
-    fn new(dir: &Path, source: Source, facts: String) -> anyhow::Result<Self> {
+    fn new(
+        dir: &Path,
+        source: Source,
+        facts: Vec<String>,
+        nation: Option<Arc<Nation>>,
+    ) -> anyhow::Result<Self> {
         let path = dir.join(format!("keys/feed-{}.pkcs8", source.as_str()));
         let der = std::fs::read(&path).with_context(|| format!("key `{}`", path.display()))?;
-        let key = Ed25519KeyPair::from_pkcs8(&der)
-            .map_err(|_| anyhow::anyhow!("`{}` holds no Ed25519 key", path.display()))?;
-        let state = State { seq: 0, head: GENESIS_HEAD.to_owned(), changed: Vec::new() };
-        let publisher = Self {
+        let position = Position::genesis();
+        let heads = vec![position.head.clone()];
+        Ok(Self {
             source,
             signer: Signer::from_pkcs8(source, &der)?,
-            key,
             facts,
-            state: Mutex::new(state),
-            prepared: Mutex::new(None),
+            nation,
+            state: Mutex::new(State { position, changed: Vec::new(), heads }),
             changes: broadcast::channel(CHANGES_WAITING_MAX).0,
-        };
-        let bytes = publisher.snapshot()?.len();
-        ensure!(
-            bytes < LINE_BYTES_MAX,
-            "the snapshot of the {} feed has {bytes} bytes, and a line may have {LINE_BYTES_MAX}: \
-             make a fixture of smaller scale",
-            source.as_str()
-        );
-        Ok(publisher)
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A snapshot line of this moment, or a prepared one that is still true.
-    fn snapshot(&self) -> anyhow::Result<Arc<str>> {
-        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.state().clone();
-        if let Some(ready) = prepared.as_ref()
-            && ready.seq == state.seq
-            && ready.made.elapsed() < PREPARED_LASTS
-        {
-            return Ok(Arc::clone(&ready.line));
-        }
-        let line = self.signed_snapshot(&state)?;
-        *prepared =
-            Some(Prepared { seq: state.seq, made: Instant::now(), line: Arc::clone(&line) });
-        Ok(line)
-    }
-
-    /// Made from the ready list: the same bytes that [`Signer::line`] makes of the message, without
-    /// building a million facts each time.
-    fn signed_snapshot(&self, state: &State) -> anyhow::Result<Arc<str>> {
-        let mut payload = String::with_capacity(self.facts.len() + 1024);
-        write!(
-            payload,
-            r#"{{"message":"snapshot","seq":{},"head":"{}","sent_at_ms":{},"facts":[{}"#,
-            state.seq,
-            state.head,
-            now_ms(),
-            self.facts
-        )?;
-        for fact in &state.changed {
-            payload.push(',');
-            payload.push_str(&serde_json::to_string(fact)?);
-        }
-        payload.push_str("]}");
-        let signed = format!("sekisho-feed-v1\n{}\n{payload}", self.source.as_str());
-        let signature = STANDARD.encode(self.key.sign(signed.as_bytes()));
-        drop(signed);
-        let payload = serde_json::to_string(&payload)?;
-        Ok(format!("{{\"payload\":{payload},\"signature\":\"{signature}\"}}\n").into())
-    }
-
-    /// Makes the next snapshot anew.
-    fn prepare(&self) -> anyhow::Result<()> {
-        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.snapshot().map(|_| ())
-    }
-
     /// Appends a change and sends it to all subscribers.
     fn change(&self, fact: Fact) -> anyhow::Result<()> {
+        let text = serde_json::to_string(&fact)?;
         let mut state = self.state();
-        let (seq, previous) = (state.seq + 1, state.head.clone());
-        state.head = next_head(&previous, seq, &serde_json::to_string(&fact)?);
-        state.seq = seq;
-        state.changed.push(fact.clone());
+        let Position { seq, head: previous } = state.position.clone();
+        let (seq, head) = (seq + 1, next_head(&previous, seq + 1, &text));
         let sent_at_ms = now_ms();
         let change = Message::Change { seq, previous, latest_seq: seq, sent_at_ms, fact };
         let line: Arc<str> = format!("{}\n", self.signer.line(&change)?).into();
+        state.heads.push(head.clone());
+        state.position = Position { seq, head };
+        state.changed.push((line.clone(), text));
         // Nobody may be listening.
-        let _ = self.changes.send(line);
+        let _ = self.changes.send((seq, line));
         Ok(())
     }
 
-    fn heartbeat(&self) -> anyhow::Result<String> {
-        let (seq, head) = {
-            let state = self.state();
-            (state.seq, state.head.clone())
-        };
+    /// The heartbeat for one who stands at `seq`, which is a place of this log.
+    fn heartbeat_at(&self, seq: u64) -> anyhow::Result<String> {
+        let head = self.state().heads[seq as usize].clone();
         let beat = Message::Heartbeat { seq, head, sent_at_ms: now_ms() };
         Ok(format!("{}\n", self.signer.line(&beat)?))
+    }
+
+    /// The signed changes after `have`, if that is a place of this log.
+    fn changes_after(&self, have: &Position) -> Option<Vec<Arc<str>>> {
+        let (state, seq) = (self.state(), have.seq as usize);
+        (state.heads.get(seq) == Some(&have.head))
+            .then(|| state.changed[seq..].iter().map(|(line, _)| line.clone()).collect())
     }
 }
 
@@ -347,49 +309,88 @@ async fn publish(
     }
 }
 
-/// Snapshot, then changes and heartbeats; acknowledgements are read and dropped.
+/// What the subscriber lacks, then changes and heartbeats; acknowledgements are read and dropped.
 async fn subscriber(
     stream: UnixStream,
     publisher: Arc<Publisher>,
     heartbeat: Duration,
 ) -> anyhow::Result<()> {
-    let (mut acks, mut stream) = stream.into_split();
-    tokio::spawn(async move {
-        let mut buffer = [0; 4096];
-        while acks.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
-    });
-    // Before the snapshot is taken, so that no change falls in between; one that the snapshot holds
-    // already breaks the order, and the gateway asks anew.
+    let (answers, mut stream) = stream.into_split();
+    let mut answers = BufReader::new(answers).lines();
+    let hello: Hello = serde_json::from_str(&answers.next_line().await?.unwrap_or_default())?;
+    tokio::spawn(async move { while let Ok(Some(_)) = answers.next_line().await {} });
+    // Before the state is looked at, so that no change falls in between.
     let mut changes = publisher.changes.subscribe();
-    let maker = Arc::clone(&publisher);
-    let snapshot = tokio::task::spawn_blocking(move || maker.snapshot()).await??;
-    stream.write_all(snapshot.as_bytes()).await?;
-    drop(snapshot);
+    let missed = hello.have.and_then(|have| Some((have.seq, publisher.changes_after(&have)?)));
+    let mut seq = match missed {
+        Some((seq, lines)) => {
+            for line in &lines {
+                stream.write_all(line.as_bytes()).await?;
+            }
+            seq + lines.len() as u64
+        }
+        None => send_snapshot(&mut stream, &publisher, hello.seen).await?,
+    };
+    stream.write_all(publisher.heartbeat_at(seq)?.as_bytes()).await?;
     loop {
         match tokio::time::timeout(heartbeat, changes.recv()).await {
-            Ok(Ok(line)) => stream.write_all(line.as_bytes()).await?,
+            Ok(Ok((known, _))) if known <= seq => {}
+            Ok(Ok((next, line))) => {
+                stream.write_all(line.as_bytes()).await?;
+                seq = next;
+            }
             Ok(Err(_)) => bail!("the subscriber is too slow"),
-            Err(_) => stream.write_all(publisher.heartbeat()?.as_bytes()).await?,
+            Err(_) => stream.write_all(publisher.heartbeat_at(seq)?.as_bytes()).await?,
         }
     }
 }
 
-async fn control(
-    listener: UnixListener,
-    ca: Arc<Publisher>,
-    hub: Arc<Publisher>,
-) -> anyhow::Result<()> {
+/// Returns the sequence that it stands at.
+async fn send_snapshot(
+    stream: &mut OwnedWriteHalf,
+    publisher: &Arc<Publisher>,
+    seen: Option<Position>,
+) -> anyhow::Result<u64> {
+    let state = publisher.state().clone();
+    let seen_head = seen.and_then(|seen| state.heads.get(seen.seq as usize).cloned());
+    let seq = state.position.seq;
+    let mut parts = Parts::begin(state.position, now_ms())?;
+    let changed: Vec<String> = state.changed.into_iter().map(|(_, text)| text).collect();
+    for chunk in publisher.facts.chunks(PART_FACTS_MAX).chain(changed.chunks(PART_FACTS_MAX)) {
+        let line = parts.part(&publisher.signer, chunk)? + "\n";
+        stream.write_all(line.as_bytes()).await?;
+        tokio::task::yield_now().await;
+    }
+    if let Some(nation) = &publisher.nation {
+        let mut facts: Box<dyn Iterator<Item = Fact> + Send> = match publisher.source {
+            Source::Ca => Box::new(nation.ca_facts()),
+            Source::Hub => Box::new(nation.hub_facts()),
+        };
+        loop {
+            let chunk =
+                facts.by_ref().take(PART_FACTS_MAX).map(|fact| serde_json::to_string(&fact));
+            let chunk: Vec<String> = chunk.collect::<Result<_, _>>()?;
+            if chunk.is_empty() {
+                break;
+            }
+            let line = parts.part(&publisher.signer, &chunk)? + "\n";
+            stream.write_all(line.as_bytes()).await?;
+            tokio::task::yield_now().await;
+        }
+    }
+    let line = parts.end(&publisher.signer, seen_head)?.0 + "\n";
+    stream.write_all(line.as_bytes()).await?;
+    Ok(seq)
+}
+
+async fn control(listener: UnixListener, ca: Arc<Publisher>) -> anyhow::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         let read = tokio::time::timeout(Duration::from_secs(1), stream.read_line(&mut line)).await;
         let answer = match read {
-            Ok(Ok(_)) => {
-                let (ca, hub) = (Arc::clone(&ca), Arc::clone(&hub));
-                let obeyed = move || obey(line.trim(), &ca, &hub);
-                tokio::task::spawn_blocking(obeyed).await?
-            }
+            Ok(Ok(_)) => obey(line.trim(), &ca),
             Ok(Err(_)) | Err(_) => continue,
         };
         let answer = answer.map_or_else(|error| format!("{error:#}\n"), |()| "done\n".to_owned());
@@ -398,20 +399,17 @@ async fn control(
     }
 }
 
-fn obey(line: &str, ca: &Publisher, hub: &Publisher) -> anyhow::Result<()> {
+fn obey(line: &str, ca: &Publisher) -> anyhow::Result<()> {
     match line.split_once(' ') {
-        None if line == "prepare" => ca.prepare().and_then(|()| hub.prepare()),
         Some(("revoke", serial)) => {
             let serial = serial.parse().with_context(|| format!("serial `{serial}`"))?;
             ca.change(Fact::Revoked { serial, at: now_ms() / 1000 })
         }
-        _ => bail!("neither `prepare` nor `revoke SERIAL`"),
+        _ => bail!("not `revoke SERIAL`"),
     }
 }
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// For how long a snapshot that was made ready is sent to those who connect.
-const PREPARED_LASTS: Duration = Duration::from_secs(30);
 const CHANGES_WAITING_MAX: usize = 10_000;
 
 #[cfg(test)]
@@ -420,55 +418,91 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_subscriber_takes_the_snapshot_and_what_follows() {
+    /// A gateway's side of one feed.
+    struct Gateway {
+        subscriber: Subscriber,
+        stream: BufReader<UnixStream>,
+    }
+
+    impl Gateway {
+        async fn connect(publisher: &Arc<Publisher>, subscriber: Subscriber) -> Self {
+            let (mut own, other) = UnixStream::pair().unwrap();
+            let hello = serde_json::to_string(&subscriber.hello(Some("gw-1"))).unwrap() + "\n";
+            own.write_all(hello.as_bytes()).await.unwrap();
+            let serve = super::subscriber(other, publisher.clone(), Duration::from_millis(50));
+            tokio::spawn(serve);
+            Self { subscriber, stream: BufReader::new(own) }
+        }
+
+        async fn next(&mut self) -> Update {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).await.unwrap();
+            self.subscriber.accept(line.trim_end()).unwrap()
+        }
+
+        /// The facts of the snapshot.
+        async fn snapshot(&mut self) -> Vec<Fact> {
+            let mut all = Vec::new();
+            loop {
+                match self.next().await {
+                    Update::Part { facts, .. } => all.extend(facts),
+                    Update::Whole => return all,
+                    Update::Apply(_) | Update::Alive => unreachable!("amid a snapshot"),
+                }
+            }
+        }
+    }
+
+    fn new_subscriber(source: Source, publisher: &Publisher) -> Subscriber {
+        Subscriber::new(source, &publisher.signer.public_key()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_takes_the_snapshot_and_what_follows() {
         let dir = tempfile::tempdir().unwrap();
-        let scale = Scale { terminals: 2, offices: 3, registrations: 7, revocations: 5 };
+        let scale = Scale { terminals: 2, offices: 3, registrations: 5_000, revocations: 5 };
         Lab::make(dir.path(), &scale).unwrap();
         let made = fixture::read(dir.path()).unwrap();
         for (source, facts, count) in [
             (Source::Ca, ca_facts(&scale).unwrap(), 2 + 3 + 5),
-            (Source::Hub, hub_facts(&scale, &made).unwrap(), 2 + 2 + 7),
+            (Source::Hub, hub_facts(&scale, &made).unwrap(), 2 + 2 + 5_000),
         ] {
-            let publisher = Publisher::new(dir.path(), source, facts).unwrap();
-            let mut subscriber = Subscriber::new(source, &publisher.signer.public_key()).unwrap();
-            let line = publisher.snapshot().unwrap();
-            let Update::Replace(facts) = subscriber.accept(line.trim_end()).unwrap() else {
-                unreachable!("a snapshot replaces")
-            };
-            assert_eq!(facts.len(), count);
-            let beat = publisher.heartbeat().unwrap();
-            assert_eq!(subscriber.accept(beat.trim_end()).unwrap(), Update::Alive);
+            let publisher = Arc::new(Publisher::new(dir.path(), source, facts, None).unwrap());
+            let subscriber = new_subscriber(source, &publisher);
+            let mut gateway = Gateway::connect(&publisher, subscriber).await;
+            assert_eq!(gateway.snapshot().await.len(), count);
+            assert_eq!(gateway.next().await, Update::Alive);
+            assert_eq!(gateway.next().await, Update::Alive);
         }
     }
 
-    #[test]
-    fn a_revocation_is_a_change_that_follows_the_snapshot() {
+    #[tokio::test]
+    async fn a_revocation_is_a_change_that_follows_the_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let scale = Scale { terminals: 1, offices: 0, registrations: 0, revocations: 0 };
         Lab::make(dir.path(), &scale).unwrap();
-        let made = fixture::read(dir.path()).unwrap();
-        let new = |source, facts| Publisher::new(dir.path(), source, facts).unwrap();
-        let ca = new(Source::Ca, ca_facts(&scale).unwrap());
-        let hub = new(Source::Hub, hub_facts(&scale, &made).unwrap());
-        let mut subscriber = Subscriber::new(Source::Ca, &ca.signer.public_key()).unwrap();
-        subscriber.accept(ca.snapshot().unwrap().trim_end()).unwrap();
-        let mut changes = ca.changes.subscribe();
-        let serial = revoked_serial(1);
-        obey(&format!("revoke {serial}"), &ca, &hub).unwrap();
-        let line = changes.try_recv().unwrap();
-        let applied = subscriber.accept(line.trim_end()).unwrap();
-        let Update::Apply(Fact::Revoked { serial: told, .. }) = applied else {
-            unreachable!("a change applies: {applied:?}")
+        let facts = ca_facts(&scale).unwrap();
+        let ca = Publisher::new(dir.path(), Source::Ca, facts, None).unwrap();
+        let ca = Arc::new(ca);
+        let mut gateway = Gateway::connect(&ca, new_subscriber(Source::Ca, &ca)).await;
+        assert_eq!(gateway.snapshot().await.len(), 1);
+        assert_eq!(gateway.next().await, Update::Alive);
+        let (first, second) = (revoked_serial(1), revoked_serial(2));
+        obey(&format!("revoke {first}"), &ca).unwrap();
+        let revoked = |update: Update| {
+            let Update::Apply(Fact::Revoked { serial, .. }) = update else {
+                unreachable!("a change applies: {update:?}")
+            };
+            serial.to_string()
         };
-        assert_eq!(told.as_str(), serial);
-        let mut late = Subscriber::new(Source::Ca, &ca.signer.public_key()).unwrap();
-        let line = ca.snapshot().unwrap();
-        let Update::Replace(facts) = late.accept(line.trim_end()).unwrap() else {
-            unreachable!("a snapshot replaces")
-        };
-        assert_eq!(facts.len(), 2);
-        assert!(obey("revoke nonsense", &ca, &hub).is_err());
-        assert!(obey("stop", &ca, &hub).is_err());
+        assert_eq!(revoked(gateway.next().await), first);
+        // One that was away gets what came meanwhile; a new one gets everything.
+        obey(&format!("revoke {second}"), &ca).unwrap();
+        let mut back = Gateway::connect(&ca, gateway.subscriber).await;
+        assert_eq!(revoked(back.next().await), second);
+        let mut late = Gateway::connect(&ca, new_subscriber(Source::Ca, &ca)).await;
+        assert_eq!(late.snapshot().await.len(), 3);
+        assert!(obey("revoke nonsense", &ca).is_err());
+        assert!(obey("stop", &ca).is_err());
     }
 }

@@ -14,15 +14,18 @@ use async_trait::async_trait;
 use audit_log::AuditLog;
 use clap::{Args, ValueEnum};
 use gateway::access::{Access, Asked, Permit};
+use gateway::admission::Admission;
 use gateway::audit::Recorder;
-use gateway::client_cert::LeafRules;
-use gateway::config::{Config, Limits};
+use gateway::config::{Config, HubNode, Limits};
 use gateway::downstream::{Connection, LiveConnections, connection_of};
 use gateway::facts_feed::LiveFacts;
+use gateway::hub_request;
 use gateway::listener::Listener;
 use gateway::metrics::Metrics;
 use gateway::policy::LivePolicy;
-use gateway::upstream::{Hub, remove_foreign_identity};
+use gateway::session::StaffTokens;
+use gateway::tls::LiveTls;
+use gateway::upstream::{Attempt, Hub};
 use gateway::{framing, run};
 use http::Method;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -30,8 +33,8 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{ProxyHttp, Session};
 use policies::operations::Operations;
+use policies::overlay::NetworkKind;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::lab::fixture;
@@ -80,7 +83,8 @@ async fn serve(config: Config, layer: Layer) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let facts = Arc::new(LiveFacts::default());
     let live = LiveConnections::new(metrics.clone());
-    let tls = gateway::tls::server_config(&config, facts.clone()).map_err(anyhow::Error::msg)?;
+    let tls = LiveTls::start(&config, facts.clone(), live.clone(), metrics.clone());
+    let tls = tls.map_err(anyhow::Error::msg)?;
     let policy = LivePolicy::start(config.policy.clone(), facts.clone(), metrics.clone());
     let policy = Arc::new(policy.map_err(|problems| anyhow::anyhow!("policy: {problems:?}"))?);
     let operations = Operations::builtin().context("operations table")?;
@@ -90,27 +94,33 @@ async fn serve(config: Config, layer: Layer) -> anyhow::Result<()> {
     let recorder = Arc::new(recorder);
     let socket = tokio::net::TcpListener::bind(config.listen).await?;
     let address = socket.local_addr()?;
-    run::spawn_feeds(&config, &facts, &live);
-    run::first_snapshots(&facts).await;
-    let hub_socket = config.hub_socket.to_str().context("hub_socket is not UTF-8")?.to_owned();
-    let hub = Hub::new(&config.hub_socket);
-    let access = Access::new(policy, operations, facts.clone(), config.permit_key);
+    let _feeds = run::spawn_feeds(&config, &facts, &live, true);
+    run::first_facts(&facts).await;
+    let hub = Hub::new(&config.hub, &metrics).map_err(anyhow::Error::from)?;
+    let [HubNode::Unix(hub_socket)] = &config.hub.nodes[..] else {
+        anyhow::bail!("the back end is one unix socket")
+    };
+    let hub_socket = hub_socket.clone();
+    let tokens = StaffTokens::new(&metrics);
+    let access = Access::new(policy, operations, facts.clone(), tokens, config.permit_key);
     let stage = Stage { access, hub, hub_socket, layer, limits: config.limits.clone() };
     let (_stop, shutdown) = watch::channel(false);
     let listener = Listener {
-        acceptor: TlsAcceptor::from(tls),
-        rules: LeafRules::new(&config.id_domain, &config.policy_arc).map_err(anyhow::Error::msg)?,
+        tls,
         facts,
         live,
         recorder,
         metrics,
         proxy: Arc::new(run::proxy(stage, &config.limits)),
+        network: NetworkKind::Open,
+        admission: Admission::new(&config.limits, &[]),
         limits: config.limits.clone(),
         shutdown,
         tasks: TaskTracker::new(),
     };
-    run::write_ready_file(&config.ready_file, (address, address))?;
-    Arc::new(listener).run(socket).await;
+    let addresses = run::Addresses { public: address, admin: address, closed: None };
+    run::write_ready_file(&config.ready_file, &addresses)?;
+    Arc::new(listener).run(Arc::new(socket)).await;
     Ok(())
 }
 
@@ -127,6 +137,7 @@ struct Stage {
 struct Context {
     connection: Option<Arc<Connection>>,
     permit: Option<Permit>,
+    attempt: Option<Attempt>,
     request_id: String,
 }
 
@@ -150,10 +161,11 @@ impl ProxyHttp for Stage {
         context.connection = connection_of(session.digest());
         session.set_read_timeout(Some(self.limits.request_read_timeout));
         let request = session.req_header();
-        let head = session.as_http1().map(|http1| http1.get_headers_raw_bytes());
-        let target = head
-            .map_or(Ok(()), |head| framing::check_http1_head(&head))
-            .and_then(|()| framing::check_request(request, &self.limits))
+        let connection = context.connection()?;
+        let check = || framing::check_request(request, &self.limits, connection.names());
+        let target = connection
+            .offence()
+            .map_or_else(check, Err)
             .map_err(|_| Error::explain(ErrorType::HTTPStatus(400), "ambiguous request"))?;
         if self.layer == Layer::Policy {
             let asked = Asked {
@@ -163,6 +175,7 @@ impl ProxyHttp for Stage {
                 headers: &request.headers,
                 request_id: &context.request_id,
                 address: context.connection()?.address().ip(),
+                network: context.connection()?.network(),
             };
             let permit = self.access.authorize(context.connection()?.client(), asked);
             let permit =
@@ -178,7 +191,12 @@ impl ProxyHttp for Stage {
         context: &mut Context,
     ) -> Result<Box<HttpPeer>> {
         match &context.permit {
-            Some(permit) => self.hub.peer(permit),
+            Some(permit) => {
+                context.attempt = self.hub.attempt(permit, 0);
+                let attempt = context.attempt.as_ref();
+                let no_node = || Error::explain(ErrorType::HTTPStatus(503), "no node");
+                attempt.map(|attempt| attempt.peer(None)).ok_or_else(no_node)
+            }
             None => HttpPeer::new_uds(&self.hub_socket, false, String::new()).map(Box::new),
         }
     }
@@ -193,10 +211,10 @@ impl ProxyHttp for Stage {
             let sealed = self.access.seal(permit).map_err(|error| {
                 Error::because(ErrorType::InternalError, "while sealing a permit", error)
             })?;
-            return self.hub.prepare(permit, &sealed, request);
+            return hub_request::prepare(permit, &sealed, request);
         }
-        remove_foreign_identity(request);
-        request.insert_header("host", "hub")?;
+        let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+        *request = hub_request::anew(request.method.as_str(), target, request)?;
         let client = context.connection()?.client();
         request.insert_header("sekisho-principal", client.identity().path())?;
         request.insert_header("sekisho-serial", client.serial().to_string())

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,11 @@ impl Running {
             fs::remove_dir_all(&dir).with_context(|| format!("folder `{}`", dir.display()))?;
         }
         Ok(())
+    }
+
+    /// The folder of its own files.
+    pub(crate) fn run_dir(&self) -> Option<&Path> {
+        self.run_dir.as_deref()
     }
 
     /// How often it has lost a feed of facts so far: work that is no part of any measurement.
@@ -207,11 +213,19 @@ impl Lab {
         set: FactsSet,
         start: &Start,
     ) -> anyhow::Result<Running> {
-        let name = system.as_str();
-        let run = self.fresh_run_dir(name)?;
+        let run = self.fresh_run_dir(system.as_str())?;
+        self.render_gateway(&run.join("gateway.toml"), &run, system, set)?;
+        self.start_in(&run, system, start)
+    }
+
+    fn render_gateway(
+        &self,
+        config: &Path,
+        run: &Path,
+        system: System,
+        set: FactsSet,
+    ) -> anyhow::Result<()> {
         let sockets = Sockets::of(&self.dir, set);
-        sockets.tell("prepare")?;
-        let config = run.join("gateway.toml");
         let durability = if system == System::Durable { "before-response" } else { "async" };
         let key = |name: &str| fs::read_to_string(self.dir.join(format!("keys/feed-{name}.pub")));
         let (ca_key, hub_key) = (key("ca")?, key("hub")?);
@@ -224,8 +238,12 @@ impl Lab {
             ("HUB_KEY", &hub_key),
             ("ID_DOMAIN", fixture::ID_DOMAIN),
         ];
-        self.render(GATEWAY, &config, &run, &values)?;
-        let path = config.display().to_string();
+        self.render(GATEWAY, config, run, &values)
+    }
+
+    /// Starts a gateway by the configuration that stands in `run`.
+    fn start_in(&self, run: &Path, system: System, start: &Start) -> anyhow::Result<Running> {
+        let path = run.join("gateway.toml").display().to_string();
         let words = if matches!(system, System::Transport | System::Policy) {
             let stage = if system == System::Policy { "policy" } else { "transport" };
             let own = own_program()?;
@@ -233,12 +251,46 @@ impl Lab {
         } else {
             vec![program("sekisho-gateway")?, "--config".to_owned(), path]
         };
-        let mut running = self.spawn(&words, start, name, String::new())?;
-        running.run_dir = Some(run.clone());
+        let mut running = self.spawn(&words, start, system.as_str(), String::new())?;
+        running.run_dir = Some(run.to_owned());
         let ready = run.join("ready.json");
         let mut running = wait_until(running, start, || ready.exists())?;
         running.url = format!("https://{}", public_address(&ready)?);
         Ok(running)
+    }
+
+    /// Starts the gateway's program with its facts kept on disk, for `set`, in a folder that
+    /// [`Lab::start_keeping_again`] uses again.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub(crate) fn start_keeping(&self, set: FactsSet, start: &Start) -> anyhow::Result<Running> {
+        let run = self.fresh_run_dir("keeping")?;
+        let config = run.join("gateway.toml");
+        self.render_gateway(&config, &run, System::Durable, set)?;
+        let copy_key = run.join("facts-copy.key");
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy_key)?;
+        fs::write(&copy_key, [5; 32])?;
+        let (dir, key) = (run.join("facts"), copy_key.display());
+        let more = format!("\n[facts_copy]\ndir = \"{}\"\nkey = \"{key}\"\n", dir.display());
+        fs::write(&config, fs::read_to_string(&config)? + &more)?;
+        self.start_in(&run, System::Durable, start)
+    }
+
+    /// Ends a gateway in good order and starts it again on what it has kept.
+    ///
+    /// # Errors
+    /// As [`Lab::start`], and if it does not end.
+    pub(crate) fn start_keeping_again(
+        &self,
+        mut running: Running,
+        start: &Start,
+    ) -> anyhow::Result<(Duration, Running)> {
+        let began = Instant::now();
+        running.end(rustix::process::Signal::TERM)?;
+        let ending = began.elapsed();
+        let run = running.run_dir.take().context("it has no folder of its own")?;
+        Ok((ending, self.start_in(&run, System::Durable, start)?))
     }
 
     /// Where the back end listens.
@@ -585,8 +637,11 @@ mod tests {
     fn a_program_that_does_not_come_up_is_told_and_gone() {
         let dir = tempfile::tempdir().unwrap();
         let lab = Lab::make(dir.path(), &SCALE).unwrap();
-        // No publisher of facts runs.
-        let problem = lab.start(System::Async, FactsSet::Bare, &Start::default()).unwrap_err();
-        assert!(format!("{problem:#}").contains("no publisher"), "{problem:#}");
+        // No publisher of facts runs, and a gateway without facts is not ready.
+        let start = Start { ready_within: Duration::from_secs(3), ..Start::default() };
+        let problem = lab.start(System::Async, FactsSet::Bare, &start).unwrap_err();
+        let told = format!("{problem:#}");
+        assert!(told.contains("does not answer within 3s"), "{told}");
+        assert!(told.contains("cannot reach the feed"), "{told}");
     }
 }
