@@ -111,9 +111,13 @@ fn a_good_overlay_takes_effect_is_recorded_and_goes_again() {
     let paused = narrowing(&system, "paused", text, "\"reasons\": [\"paused\"]");
     let promoted = promote(&system, &paused).ok().json();
     let version = promoted["version"].as_str().unwrap().to_owned();
+    let change = status(&system)["change"].clone();
+    assert_eq!(change["from"], before.as_str(), "{change}");
+    assert_eq!(change["overlays"][0]["overlay"], "narrow", "{change}");
+    assert_eq!((&change["widened"], &change["narrowed"]), (&0.into(), &0.into()), "{change}");
     let ask = || system.curl(&office.name).token(&token).get(&path).send();
     let refused = ask().expect(403, "paused");
-    assert_eq!(refused.json["error"]["fix_by"], "operator");
+    assert_eq!(refused.json["fix_by"], "operator");
     system.audited("gateway", &["\"paused\"", &version]);
     let list = system.curl(&office.name).token(&token);
     let list = list.get(&format!("/v1/insured/{insured}/documents")).send().expect(200, "");
@@ -184,7 +188,7 @@ fn explain_gives_the_cause_and_whom_to_ask_for_each_denial_of_the_tour() {
     survey_stored(&system, &insured);
     let token = system.token(&office.name);
     let explained = |reply: &e2e::Reply| {
-        let id = reply.json["error"]["request_id"].as_str().unwrap().to_owned();
+        let id = reply.json["request_id"].as_str().unwrap().to_owned();
         system.audited("gateway", &[&id]);
         let args = ["policy", "explain", "--request", &id, "--insured", &insured, "--json"];
         system.sekisho(args).ok().json()

@@ -18,7 +18,7 @@ fn a_survey_opens_with_registration_and_consent_and_closes_with_withdrawal() {
     survey_becomes(&system, office, &token, &insured, (403, "not_registered"));
     system.register(office.office.as_ref().unwrap(), &insured);
     let refused = survey_becomes(&system, office, &token, &insured, (403, "consent_required"));
-    assert_eq!(refused.json["error"]["fix_by"], "person");
+    assert_eq!(refused.json["fix_by"], "person");
     let id = consent(&system, &insured);
     let seen = survey_becomes(&system, office, &token, &insured, (200, ""));
     assert_eq!(seen.json["kind_ja"], "認定調査票");
@@ -66,7 +66,7 @@ fn an_unregistered_office_cannot_tell_a_known_person_from_an_unknown_one() {
     let answer = |insured: &str| {
         let call = system.curl(&office.name).token(&token);
         let mut reply = call.get(&document(insured, "certification-survey")).send();
-        reply.json["error"]["request_id"] = json!(null);
+        reply.json["request_id"] = json!(null);
         (reply.status, reply.json)
     };
     assert_eq!(answer(&known), answer(&system.person(999_999)));
@@ -117,7 +117,7 @@ fn an_office_without_a_staff_token_or_with_another_terminals_is_refused() {
     let number = office.office.as_ref().unwrap();
     let terminal = e2e::Terminal::enrol(&system, number, "second-desk");
     let taken = system.curl_with(&terminal.cert, &terminal.key).token(&token).get(&path).send();
-    taken.expect(401, "staff_token_other_terminal");
+    taken.expect(401, "token_not_bound");
 }
 
 #[test]

@@ -51,7 +51,9 @@ impl Reply {
 
     /// The reason code of a refusal.
     pub fn code(&self) -> &str {
-        self.json["error"]["code"].as_str().unwrap_or("")
+        // The enrolment listener's admin socket answers in a form of its own.
+        let code = self.json["code"].as_str().or_else(|| self.json["error"]["code"].as_str());
+        code.unwrap_or("")
     }
 
     /// Stops the test unless status and reason code are these. The code of a success is empty.
