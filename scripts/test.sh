@@ -36,6 +36,13 @@ close() {
 }
 trap close EXIT
 
+# What a whole run leaves in target/ and in temporary folders, with room to spare.
+NEEDED_GB=6
+free_gb=$(df --output=avail --block-size=1G . | tail -n 1 | tr -d ' ')
+if [ "$free_gb" -lt "$NEEDED_GB" ]; then
+    echo "warning: ${free_gb} GB free on this disk; a whole run needs about ${NEEDED_GB} GB" >&2
+fi
+
 stage 'packages' ./scripts/install.sh
 stage 'packages for measuring' ./scripts/install-bench.sh
 mapfile -t INTEGRATION < <(integration_tests)
