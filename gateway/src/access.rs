@@ -200,7 +200,8 @@ impl Access {
     }
 
     /// Decides again from facts and policy of now, if they moved since `permit` was made or if the
-    /// facts have grown too old. Called before the first byte of the response leaves.
+    /// facts have grown too old. Called before the first byte of the response leaves, and for every
+    /// piece of a body.
     ///
     /// # Errors
     /// The reasons that closed in between.

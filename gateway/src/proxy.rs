@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  request_filter            framing, access, audit   → Permit, or the refusal is answered here
-//!  request_body_filter       body limit
+//!  request_body_filter       body limit; decide again if facts moved
 //!  upstream_peer             upstream::attempt(&Permit): a node of the hub
 //!  upstream_request_filter   hub_request::prepare(&Permit): a head of our own
 //!  response_filter           response_check; decide again if facts moved; the record is on disk
-//!  response_body_filter      what was withheld does not leave
+//!  response_body_filter      what was withheld does not leave; decide again if facts moved
 //!  fail_to_proxy             one clear error
 //!  logging                   completion record, metrics
 //! ```
@@ -94,6 +94,8 @@ enum Withheld {
     Replace(Bytes),
     /// The refusal was sent; the rest of the hub's body is dropped.
     Drop,
+    /// What permitted the request went away while the body was on its way: it breaks off there.
+    BrokenOff,
 }
 
 impl Gateway {
@@ -189,16 +191,24 @@ impl Gateway {
         }))
     }
 
+    /// Decides again if facts, policy or the feeds' age moved since the permit.
+    fn still_allowed(&self, context: &RequestContext) -> std::result::Result<(), ReasonSet> {
+        match (&context.permit, &context.connection) {
+            (Some(permit), Some(connection)) => {
+                self.access.still_allowed(connection.client(), permit)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Right before the first byte of the response: nothing stale and nothing unrecorded leaves.
     async fn release(
         &self,
         context: &mut RequestContext,
         is_read: bool,
     ) -> std::result::Result<(), ReasonSet> {
-        if let (true, Some(permit), Some(connection)) =
-            (is_read, &context.permit, &context.connection)
-        {
-            self.access.still_allowed(connection.client(), permit)?;
+        if is_read {
+            self.still_allowed(context)?;
         }
         let Some(recorded) = context.recorded.take() else {
             return Ok(());
@@ -301,6 +311,12 @@ impl ProxyHttp for Gateway {
         if context.body_bytes > self.limits.request_body_bytes_max {
             context.refused = Reason::BadRequest.into();
             return Err(Error::explain(ErrorType::HTTPStatus(413), "request body is too long"));
+        }
+        if let Err(reasons) = self.still_allowed(context) {
+            // The hub has not seen the end of the body, so nothing of it counts.
+            context.refused = reasons;
+            let status = ErrorType::HTTPStatus(primary(reasons).status());
+            return Err(Error::explain(status, "no longer permitted while its body came"));
         }
         if end_of_stream {
             if body.as_ref().is_some_and(Bytes::is_empty) {
@@ -419,15 +435,24 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         _end_of_stream: bool,
         context: &mut RequestContext,
     ) -> Result<Option<Duration>> {
         match std::mem::replace(&mut context.withheld, Withheld::Drop) {
-            Withheld::No => context.withheld = Withheld::No,
+            Withheld::No => {
+                let is_read = session.req_header().method == Method::GET;
+                if let (true, Err(reasons)) = (is_read, self.still_allowed(context)) {
+                    context.refused = reasons;
+                    context.withheld = Withheld::BrokenOff;
+                    let what = "no longer permitted while its answer went out";
+                    return Err(Error::explain(ErrorType::InternalError, what));
+                }
+                context.withheld = Withheld::No;
+            }
             Withheld::Replace(refusal) => *body = Some(refusal),
-            Withheld::Drop => *body = None,
+            Withheld::Drop | Withheld::BrokenOff => *body = None,
         }
         Ok(None)
     }
@@ -529,6 +554,9 @@ fn ending(error: Option<&Error>, context: &RequestContext) -> Ending {
     };
     if is_slow_body(error) {
         return Ending::Refused;
+    }
+    if matches!(context.withheld, Withheld::BrokenOff) {
+        return Ending::Cut;
     }
     if let Some(connection) = context.connection.as_ref().filter(|connection| connection.is_cut()) {
         let is_offence = connection.offence().is_some();

@@ -10,6 +10,7 @@ mod failed_handshakes;
 mod floods;
 mod harness;
 mod kept;
+mod long_bodies;
 mod live_swap;
 mod metrics_page;
 mod outside_cas;
