@@ -29,7 +29,7 @@ use limits::RawLimits;
 use outside_cas::RawOutsideCa;
 use staleness::RawStaleness;
 
-use crate::credentials::{Credentials, Files, read_private};
+use crate::credentials::{Credentials, Files, KeyFiles, read_private};
 use crate::facts_copy::CopyPlace;
 use crate::facts_feed::chain;
 use crate::staleness::Stages;
@@ -53,6 +53,8 @@ pub struct RawConfig {
     admin_listen: String,
     server_certificate: PathBuf,
     server_key: PathBuf,
+    #[serde(default)]
+    sni_certificates: Vec<RawKeyFiles>,
     trust_anchors: PathBuf,
     hub_socket: Option<PathBuf>,
     #[serde(default)]
@@ -89,6 +91,13 @@ struct RawPolicy {
     dir: Option<PathBuf>,
     shadow_dir: Option<PathBuf>,
     operators: Vec<RawOperator>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeyFiles {
+    certificate: PathBuf,
+    key: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -165,6 +174,7 @@ const fn default_certificate_check_interval_ms() -> u64 {
 }
 
 /// A hundred years.
+const SNI_CERTIFICATES_MAX: usize = 100;
 const RETENTION_DAYS_MAX: u32 = 36_525;
 
 const REFUSALS_PER_MINUTE_MAX: u32 = 100_000;
@@ -400,9 +410,18 @@ impl Checker {
     fn credentials(&mut self, raw: &RawConfig) -> Option<(Files, Credentials)> {
         let marker = crate::client_cert::oid_bytes(&format!("{}.99", raw.policy_arc));
         let marker = self.keep("policy_arc", marker)?;
+        let (certificate, key) = (raw.server_certificate.clone(), raw.server_key.clone());
+        if raw.sni_certificates.len() > SNI_CERTIFICATES_MAX {
+            let what = format!("at most {SNI_CERTIFICATES_MAX} certificates");
+            self.problem("sni_certificates", &what);
+        }
+        let further = |it: &RawKeyFiles| KeyFiles {
+            certificate: it.certificate.clone(),
+            key: it.key.clone(),
+        };
         let files = Files {
-            server_certificate: raw.server_certificate.clone(),
-            server_key: raw.server_key.clone(),
+            server: KeyFiles { certificate, key },
+            sni: raw.sni_certificates.iter().map(further).collect(),
             trust_anchors: raw.trust_anchors.clone(),
             outside: self.outside_cas(&raw.outside_cas),
             refused_marker: (!raw.demo).then_some(marker),

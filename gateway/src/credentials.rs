@@ -6,8 +6,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
+use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,10 +22,10 @@ use crate::outside_ca::Settings;
 /// Where the files are, and what they may hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// The server's certificate chain, leaf first.
-    pub server_certificate: PathBuf,
-    /// Its key.
-    pub server_key: PathBuf,
+    /// The server's certificate.
+    pub server: KeyFiles,
+    /// Further ones, for clients that ask for their names.
+    pub sni: Vec<KeyFiles>,
     /// Our issuing CAs.
     pub trust_anchors: PathBuf,
     /// Outside CAs.
@@ -32,12 +34,55 @@ pub struct Files {
     pub refused_marker: Option<Vec<u8>>,
 }
 
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The leaf's key.
+    pub key: PathBuf,
+}
+
+/// A certificate that the gateway shows.
+#[derive(Debug, Clone)]
+pub struct ServerCertificate {
+    /// Chain and key.
+    pub key: Arc<CertifiedKey>,
+    /// Whom it names.
+    pub names: Arc<ServerNames>,
+    validity: Validity,
+}
+
+/// The certificates that the gateway shows, by the name that a client asks for (SNI, RFC 6066 §3).
+#[derive(Debug, Clone)]
+pub struct ServerCertificates {
+    first: ServerCertificate,
+    further: Vec<ServerCertificate>,
+}
+
+impl ServerCertificates {
+    /// The first one that holds `name`, in the order of the configuration. Who asks for no name, or
+    /// for one that is not ours, is shown the first of all.
+    pub fn for_name(&self, name: Option<&str>) -> &ServerCertificate {
+        let holds = |it: &&ServerCertificate| name.is_some_and(|name| it.names.holds(name));
+        self.all().find(holds).unwrap_or(&self.first)
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ServerCertificate> {
+        std::iter::once(&self.first).chain(&self.further)
+    }
+}
+
+impl ResolvesServerCert for ServerCertificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.for_name(hello.server_name()).key.clone())
+    }
+}
+
 /// What the files held at one time.
 pub struct Credentials {
-    /// The server's certificate chain and key.
-    pub server: CertifiedKey,
-    /// Of the server's certificate.
-    pub(crate) server_validity: Validity,
+    /// What the gateway shows.
+    pub servers: Arc<ServerCertificates>,
     /// Our issuing CAs.
     pub trust_anchors: Vec<CertificateDer<'static>>,
     /// The issuing CAs of `Files::outside`, one for one.
@@ -56,9 +101,9 @@ impl Files {
     /// Every problem.
     pub fn read(&self, provider: &CryptoProvider) -> Result<Credentials, Vec<Problem>> {
         let mut reading = Reading::default();
-        let chain = reading.certificates("server_certificate", &self.server_certificate);
-        let key = reading.private_key(&self.server_key);
-        let server = chain.zip(key).and_then(|(chain, key)| reading.server(chain, key, provider));
+        let first = reading.server(FIRST, &self.server, provider);
+        let further = self.sni.iter().filter_map(|it| reading.server(SNI, it, provider));
+        let further: Vec<_> = further.collect();
         let trust_anchors = reading.certificates("trust_anchors", &self.trust_anchors);
         let marker = self.refused_marker.as_deref();
         reading.anchors("trust_anchors", trust_anchors.as_deref(), &self.trust_anchors, marker);
@@ -68,12 +113,11 @@ impl Files {
             anchors
         });
         let outside: Vec<_> = outside.collect();
-        match (server, trust_anchors) {
-            (Some((server, server_validity)), Some(trust_anchors))
-                if reading.problems.is_empty() =>
-            {
+        match (first, trust_anchors) {
+            (Some(first), Some(trust_anchors)) if reading.problems.is_empty() => {
+                let servers = Arc::new(ServerCertificates { first, further });
                 let digest = sha256(&reading.bytes);
-                Ok(Credentials { server, server_validity, trust_anchors, outside, digest })
+                Ok(Credentials { servers, trust_anchors, outside, digest })
             }
             _ => Err(reading.problems),
         }
@@ -81,9 +125,10 @@ impl Files {
 }
 
 impl Credentials {
-    /// When the server's certificate expires, Unix seconds.
+    /// When the first of the server's certificates expires, Unix seconds.
     pub(crate) fn server_not_after(&self) -> i64 {
-        self.server_validity.until().try_into().unwrap_or(i64::MAX)
+        let ends = self.servers.all().map(|it| it.validity.until());
+        ends.min().and_then(|first| first.try_into().ok()).unwrap_or(i64::MAX)
     }
 
     /// Whether everything that must be valid is so at `now` (Unix seconds).
@@ -91,8 +136,11 @@ impl Credentials {
     /// # Errors
     /// A line for the operator.
     pub fn check_validity(&self, now: u64) -> Result<(), Problem> {
-        let unfit = |reason| ("server_certificate", format!("the certificate is {reason}"));
-        self.server_validity.check(now).map_err(unfit)?;
+        let unfit = |key| move |reason| (key, format!("the certificate is {reason}"));
+        self.servers.first.validity.check(now).map_err(unfit(FIRST.0))?;
+        for further in &self.servers.further {
+            further.validity.check(now).map_err(unfit(SNI.0))?;
+        }
         let valid = self.trust_anchors.iter().filter_map(validity);
         if valid.into_iter().any(|validity| validity.check(now).is_ok()) {
             return Ok(());
@@ -139,29 +187,35 @@ impl Reading {
         self.keep(key, chain)
     }
 
-    fn private_key(&mut self, path: &Path) -> Option<PrivateKeyDer<'static>> {
-        let bytes = self.keep("server_key", read_private(path))?;
+    fn private_key(&mut self, key: &'static str, path: &Path) -> Option<PrivateKeyDer<'static>> {
+        let bytes = self.keep(key, read_private(path))?;
         let parsed = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|_| format!("file `{}` holds no PEM private key", path.display()));
         self.bytes.extend(bytes);
-        self.keep("server_key", parsed)
+        self.keep(key, parsed)
     }
 
+    /// A certificate with its key; `keys` are the configuration's for both.
     fn server(
         &mut self,
-        chain: Vec<CertificateDer<'static>>,
-        key: PrivateKeyDer<'static>,
+        keys: (&'static str, &'static str),
+        files: &KeyFiles,
         provider: &CryptoProvider,
-    ) -> Option<(CertifiedKey, Validity)> {
+    ) -> Option<ServerCertificate> {
+        let chain = self.certificates(keys.0, &files.certificate);
+        let key = self.private_key(keys.1, &files.key);
+        let (chain, key) = chain.zip(key)?;
         let leaf = chain.first()?;
         let validity = validity(leaf)?;
-        if ServerNames::of(leaf).is_empty() {
+        let names = Arc::new(ServerNames::of(leaf));
+        if names.is_empty() {
             let what = "the certificate names no host: no client could verify it".to_owned();
-            self.problems.push(("server_certificate", what));
+            self.problems.push((keys.0, what));
         }
-        let certified = CertifiedKey::from_der(chain, key, provider)
-            .map_err(|error| format!("does not fit `server_certificate`: {error}"));
-        Some((self.keep("server_key", certified)?, validity))
+        let fits = CertifiedKey::from_der(chain, key, provider)
+            .map_err(|error| format!("does not fit `{}`: {error}", keys.0));
+        let key = Arc::new(self.keep(keys.1, fits)?);
+        Some(ServerCertificate { key, names, validity })
     }
 
     /// Demo and production never mix: a demo CA's certificate carries a marker extension.
@@ -185,6 +239,9 @@ impl Reading {
     }
 }
 
+/// The configuration's keys of certificate and key.
+const FIRST: (&str, &str) = ("server_certificate", "server_key");
+const SNI: (&str, &str) = ("sni_certificates.certificate", "sni_certificates.key");
 const OUTSIDE: &str = "outside_cas.anchors";
 
 fn has_extension(der: &CertificateDer<'_>, oid: &[u8]) -> bool {

@@ -216,7 +216,7 @@ where
         let kind = if resumed { "resumed" } else { "full" };
         self.count(kind);
         let http1 = session.alpn_protocol() != Some(b"h2");
-        let names = self.tls.current().names.clone();
+        let names = self.tls.current().names(session.server_name());
         let from = (address, self.network);
         let connection = self.live.enter(client, names, from, resumed, http1);
         // A revocation that came between the check and the listing finds the connection here. A

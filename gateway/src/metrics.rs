@@ -229,7 +229,7 @@ impl TrustMetrics {
             certificate_loads: all.counters(certificates, &["outcome"])?,
             server_not_after: all.gauge(
                 "sekisho_server_certificate_not_after_seconds",
-                "When the server's certificate expires, Unix time",
+                "When the first of the server's certificates expires, Unix time",
             )?,
             anchor_not_after: all.gauge(
                 "sekisho_trust_anchor_not_after_seconds",

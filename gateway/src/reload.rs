@@ -134,10 +134,11 @@ fn refused(keys: &[&str]) -> String {
 }
 
 /// Keys, and tables with all their keys, that a running gateway can change.
-const RELOADABLE: [&str; 12] = [
+const RELOADABLE: [&str; 13] = [
     "proxy_protocol_from",
     "server_certificate",
     "server_key",
+    "sni_certificates",
     "trust_anchors",
     "outside_cas",
     "verified_chains_max",

@@ -16,14 +16,13 @@ use arc_swap::ArcSwap;
 use pingora_core::server::ShutdownWatch;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{NoServerSessionStorage, ProducesTickets};
-use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use rustls::{CertificateError, InvalidMessage, PeerIncompatible, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
 use crate::client_cert::{Candidate, Digest, LeafRules, Refused, VerifiedClient, Verifier, now};
 use crate::config::Config;
-use crate::credentials::{Credentials, Files, Problem};
+use crate::credentials::{Credentials, Files, Problem, ServerCertificates};
 use crate::downstream::LiveConnections;
 use crate::facts_feed::LiveFacts;
 use crate::framing::authority::ServerNames;
@@ -61,8 +60,14 @@ pub struct Tls {
     pub server: Arc<ServerConfig>,
     /// The CAs that its verifier trusts.
     pub trust: Arc<TrustBundle>,
-    /// Whom requests may be for.
-    pub names: Arc<ServerNames>,
+    servers: Arc<ServerCertificates>,
+}
+
+impl Tls {
+    /// Whom requests may be for, of a client that asked for `server_name` in its handshake.
+    pub fn names(&self, server_name: Option<&str>) -> Arc<ServerNames> {
+        self.servers.for_name(server_name).names.clone()
+    }
 }
 
 /// The listener's TLS configuration, which changes whole or not at all.
@@ -161,8 +166,8 @@ impl LiveTls {
         let server = server_config(&config.credentials, &provider, &trust, &facts, &tickets)?;
         metrics.trust.server_not_after.set(config.credentials.server_not_after());
         metrics.trust.anchor_not_after.set(trust.first_not_after());
-        let current =
-            ArcSwap::from_pointee(Tls { server, trust, names: names(&config.credentials) });
+        let servers = config.credentials.servers.clone();
+        let current = ArcSwap::from_pointee(Tls { server, trust, servers });
         source.outside.iter().for_each(|(ca, _)| ca.begin(&live, &metrics));
         let source = Mutex::new(source);
         Ok(Arc::new(Self { provider, tickets, facts, live, metrics, current, source }))
@@ -241,7 +246,8 @@ impl LiveTls {
                 ca.begin(&self.live, &self.metrics);
             }
         }
-        self.current.store(Arc::new(Tls { server, trust: trust.clone(), names: names(from) }));
+        let servers = from.servers.clone();
+        self.current.store(Arc::new(Tls { server, trust: trust.clone(), servers }));
         *source = new;
         let cut = match same {
             true => 0,
@@ -266,10 +272,6 @@ impl LiveTls {
             let _ = tokio::task::spawn_blocking(move || this.look_again()).await;
         }
     }
-}
-
-fn names(credentials: &Credentials) -> Arc<ServerNames> {
-    Arc::new(credentials.server.cert.first().map(ServerNames::of).unwrap_or_default())
 }
 
 fn trust(
@@ -298,12 +300,11 @@ fn server_config(
 ) -> Result<Arc<ServerConfig>, String> {
     let algorithms = provider.signature_verification_algorithms;
     let verifier = Verifier::new(trust.clone(), facts.clone(), algorithms);
-    let server = SingleCertAndKey::from(credentials.server.clone());
     let mut tls = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| format!("TLS 1.3 is not available: {error}"))?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(server));
+        .with_cert_resolver(credentials.servers.clone());
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.ticketer = tickets.clone();

@@ -2,8 +2,8 @@
 //!
 //! A client that verified the certificate knows such a name. A request for any other one was meant
 //! for somebody else: sent over a connection that was taken to serve both (RFC 9113 §9.1.1), or
-//! made to be read in two ways. Which names the handshake asked for says nothing here: there is one
-//! certificate, and one party behind it.
+//! made to be read in two ways. Where there are several certificates, the names are those of the
+//! one that this connection's client was shown.
 //!
 //! Source: RFC 9110 §§4.2, 7.2; RFC 3986 §3.2; RFC 6125 §6.4.3.
 
@@ -71,7 +71,8 @@ impl ServerNames {
         }
     }
 
-    fn holds(&self, host: &str) -> bool {
+    /// Whether `host`, without a port, is one of them.
+    pub fn holds(&self, host: &str) -> bool {
         if self.hosts.iter().any(|ours| ours.eq_ignore_ascii_case(host)) {
             return true;
         }

@@ -94,6 +94,13 @@ impl Pki {
         self.server_of(params, serial)
     }
 
+    /// One for another name than `localhost`.
+    pub fn server_named(&self, name: &str, serial: u8) -> Party {
+        let san = SanType::DnsName(name.try_into().unwrap());
+        let usage = ExtendedKeyUsagePurpose::ServerAuth;
+        self.leaf_of(CertificateParams::default(), san, usage, serial)
+    }
+
     fn server_of(&self, params: CertificateParams, serial: u8) -> Party {
         let san = SanType::DnsName("localhost".try_into().unwrap());
         self.leaf_of(params, san, ExtendedKeyUsagePurpose::ServerAuth, serial)

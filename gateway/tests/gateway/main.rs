@@ -20,6 +20,7 @@ mod staleness;
 mod reload;
 mod response_checks;
 mod raw_http2;
+mod server_names;
 mod slow_clients;
 mod strict_http;
 mod strict_http2;
