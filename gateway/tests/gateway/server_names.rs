@@ -30,7 +30,8 @@ fn configure(world: &World, names: &[&str]) {
     let dir = world.dir.path().display();
     for name in names {
         text += &format!(
-            "\n[[sni_certificates]]\ncertificate = \"{dir}/{name}.pem\"\nkey = \"{dir}/{name}.key\"\n"
+            "\n[[sni_certificates]]\n\
+             certificate = \"{dir}/{name}.pem\"\nkey = \"{dir}/{name}.key\"\n"
         );
     }
     std::fs::write(path, text).unwrap();
