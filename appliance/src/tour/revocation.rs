@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::client::{Client, Handshake};
 
-use super::exchange::EFFECT_MAX;
+use super::exchange::{EFFECT_MAX, in_force_after};
 use super::handshakes::{doomed, in_words, recorded_reason, seen};
 use super::party::Scene;
 use super::report::Report;
@@ -86,15 +86,14 @@ async fn tell(
 ) -> anyhow::Result<()> {
     let mut came = refused.came.clone();
     if let Some(after) = refused.after {
-        came = format!("{came}\n{:.1} ミリ秒後", after.as_secs_f64() * 1e3);
+        came = format!("{came}\n{}", in_force_after(after));
     }
     if refused.local.is_some() {
         let record = recorded_reason(scene, refused.local).await?;
         came = format!("{came}\n{}", in_words(record.as_ref()));
     }
-    let in_time = refused.after.is_some_and(|after| after <= EFFECT_MAX);
-    let fits = in_time && (refused.resumed || !refused.must_resume);
-    report.check(&format!("失効した証明書: {way}"), &came, "1 秒以内に拒否", fits)
+    let fits = refused.after.is_some() && (refused.resumed || !refused.must_resume);
+    report.check(&format!("失効した証明書: {way}"), &came, "拒否", fits)
 }
 
 /// An open connection that asks for something harmless.
@@ -189,9 +188,9 @@ fn settled(attempt: Attempt, since: Instant, must_resume: bool) -> Option<Refuse
         Attempt::Refused { came, local, resumed } => {
             Some(Refused { after: Some(elapsed), came, local, resumed, must_resume })
         }
-        Attempt::LetIn if elapsed > GIVE_UP => Some(Refused {
+        Attempt::LetIn if elapsed > EFFECT_MAX => Some(Refused {
             after: None,
-            came: format!("{} 秒たっても拒否されません", GIVE_UP.as_secs()),
+            came: format!("{} 秒たっても拒否されません", EFFECT_MAX.as_secs()),
             local: None,
             resumed: false,
             must_resume,
@@ -202,6 +201,3 @@ fn settled(attempt: Attempt, since: Instant, must_resume: bool) -> Option<Refuse
 
 /// How often a revoked certificate is tried.
 const POLL: Duration = Duration::from_millis(10);
-
-/// When the measuring ends without a refusal.
-const GIVE_UP: Duration = Duration::from_secs(3);

