@@ -70,6 +70,8 @@ pub struct RequestContext {
     status: Option<u16>,
     body_bytes: u64,
     withheld: Withheld,
+    /// The answer was decided just now, for the first piece of its body too.
+    just_released: bool,
     slot: Option<Slot<Arc<str>>>,
     body_due: Option<BodyDue>,
 }
@@ -243,6 +245,7 @@ impl ProxyHttp for Gateway {
             status: None,
             body_bytes: 0,
             withheld: Withheld::No,
+            just_released: false,
             slot: None,
             body_due: None,
         }
@@ -427,6 +430,7 @@ impl ProxyHttp for Gateway {
             context.withheld = Withheld::Replace(denial.body);
             return Ok(());
         }
+        context.just_released = true;
         response.remove_header(&http::header::SERVER);
         response.insert_header("sekisho-request-id", &context.request_id)?;
         response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
@@ -442,8 +446,10 @@ impl ProxyHttp for Gateway {
     ) -> Result<Option<Duration>> {
         match std::mem::replace(&mut context.withheld, Withheld::Drop) {
             Withheld::No => {
+                // An answer of one piece never breaks off between its head and its body.
+                let first = body.is_some() && std::mem::take(&mut context.just_released);
                 let is_read = session.req_header().method == Method::GET;
-                if let (true, Err(reasons)) = (is_read, self.still_allowed(context)) {
+                if let (true, Err(reasons)) = (is_read && !first, self.still_allowed(context)) {
                     context.refused = reasons;
                     context.withheld = Withheld::BrokenOff;
                     let what = "no longer permitted while its answer went out";
