@@ -84,7 +84,7 @@ pub struct Asked<'r> {
     pub path: &'r str,
     /// Path and query.
     pub target: &'r str,
-    /// The headers; only the staff token is read from them.
+    /// The headers; only what the staff token needs is read from them.
     pub headers: &'r HeaderMap,
     /// The request id.
     pub request_id: &'r str,
@@ -144,7 +144,7 @@ impl Access {
         if let Err(reason) = client.may_ask() {
             return Err(Denied { operation: Some(Box::new(operation)), ..Denied::because(reason) });
         }
-        let (staff, mut reasons) = self.staff(client, &operation, asked.headers, &facts);
+        let (staff, mut reasons) = self.staff(client, &operation, asked, &facts);
         let policy = Arc::clone(&self.policy.current());
         let mut query = Query {
             principal: client.identity(),
@@ -251,14 +251,14 @@ impl Access {
         &self,
         client: &VerifiedClient,
         operation: &Operation,
-        headers: &HeaderMap,
+        asked: Asked<'_>,
         facts: &Facts,
     ) -> (Option<Staff>, ReasonSet) {
         let is_office = matches!(client.identity(), Identity::Office { .. });
         if !is_office || operation.action == Action::Login {
             return (None, ReasonSet::EMPTY);
         }
-        match self.tokens.verify(headers, client, facts, now()) {
+        match self.tokens.verify((asked.method, asked.headers), client, facts, now()) {
             Ok(verified) => (Some(verified.staff().clone()), ReasonSet::EMPTY),
             Err(reason) => (None, reason.into()),
         }

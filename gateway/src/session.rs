@@ -1,5 +1,8 @@
 //! The staff token: who at the office is asking.
 //!
+//! A program sends it as a bearer token, a browser in a cookie; from a cookie it counts only with
+//! the CSRF token for whatever is not a `GET` (see [`policies::browser_session`]).
+//!
 //! The hub mints ES256 tokens bound to the terminal's certificate (RFC 8705 §3.1 `cnf.x5t#S256`).
 //! A P-256 check costs more than a whole keep-alive request, so a token that verified is remembered
 //! by its SHA-256 in a bounded cache; expiry, the signing key's state, the session's state and the
@@ -10,8 +13,9 @@
 
 use aws_lc_rs::digest;
 use http::HeaderMap;
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, COOKIE};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
+use policies::browser_session::{self, CSRF_HEADER, STAFF_COOKIE};
 use policies::facts::Facts;
 use policies::identity::{Identity, Job, OfficeNumber, Staff};
 use policies::reason::Reason;
@@ -38,6 +42,8 @@ struct Claims {
     sid: String,
     exp: u64,
     cnf: Confirmation,
+    /// Of the CSRF token, where the token was made for a cookie.
+    csrf: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -53,6 +59,7 @@ struct Token {
     staff: Staff,
     expires: u64,
     certificate_sha256: String,
+    csrf_digest: Option<String>,
 }
 
 /// A member of staff whose token was verified for this client and this moment.
@@ -80,19 +87,19 @@ impl StaffTokens {
         Self { verified: Cache::new(TOKENS_MAX), hits: counter("hit"), misses: counter("miss") }
     }
 
-    /// Verifies the request's bearer token for `client` at `now` (Unix seconds).
+    /// Verifies the request's staff token for `client` at `now` (Unix seconds).
     ///
     /// # Errors
     /// The one [`Reason`] why the token does not count.
     pub fn verify(
         &self,
-        headers: &HeaderMap,
+        (method, headers): (&str, &HeaderMap),
         client: &VerifiedClient,
         facts: &Facts,
         now: u64,
     ) -> Result<VerifiedStaff, Reason> {
-        let text = bearer(headers)?;
-        let token = self.signed_token(text, facts)?;
+        let presented = Presented::of(headers)?;
+        let token = self.signed_token(presented.text(), facts)?;
         if facts.staff_key(&token.kid).is_none_or(|key| key.retired) {
             return Err(Reason::StaffTokenInvalid);
         }
@@ -102,6 +109,9 @@ impl StaffTokens {
         }
         if facts.session_ended(&token.staff.session) {
             return Err(Reason::StaffSessionEnded);
+        }
+        if matches!(presented, Presented::Cookie(_)) {
+            check_csrf(&token, method, headers)?;
         }
         Ok(VerifiedStaff(token.staff))
     }
@@ -118,6 +128,49 @@ impl StaffTokens {
         self.verified.insert(key, token.clone());
         Ok(token)
     }
+}
+
+/// A token, by the way that it came.
+enum Presented<'h> {
+    Bearer(&'h str),
+    Cookie(&'h str),
+}
+
+impl<'h> Presented<'h> {
+    /// The one token of the request.
+    fn of(headers: &'h HeaderMap) -> Result<Self, Reason> {
+        let cookies = headers.get_all(COOKIE).into_iter().map(http::HeaderValue::as_bytes);
+        let cookie = browser_session::cookie(cookies, STAFF_COOKIE)
+            .map_err(|_| Reason::StaffTokenInvalid)?;
+        match cookie {
+            None => bearer(headers).map(Self::Bearer),
+            Some(token) if !headers.contains_key(AUTHORIZATION) => Ok(Self::Cookie(token)),
+            Some(_) => Err(Reason::StaffTokenInvalid),
+        }
+    }
+
+    fn text(&self) -> &'h str {
+        match self {
+            Self::Bearer(text) | Self::Cookie(text) => text,
+        }
+    }
+}
+
+/// A browser's request was made by the page that logged in. `GET` and `HEAD` change nothing, and
+/// their answers cannot be read from another site.
+fn check_csrf(token: &Token, method: &str, headers: &HeaderMap) -> Result<(), Reason> {
+    // A token that was made for a program has no place in a cookie.
+    let digest = token.csrf_digest.as_deref().ok_or(Reason::StaffTokenInvalid)?;
+    if matches!(method, "GET" | "HEAD") {
+        return Ok(());
+    }
+    // Every browser of today says where a request comes from; one that does not is no reason.
+    let own = headers.get("sec-fetch-site").is_none_or(|site| site == "same-origin");
+    let mut values = headers.get_all(CSRF_HEADER).iter();
+    let brought = values.next().filter(|_| values.next().is_none());
+    let brought = brought.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let fits = browser_session::same(&browser_session::csrf_digest(brought), digest);
+    if own && fits { Ok(()) } else { Err(Reason::CsrfTokenInvalid) }
 }
 
 /// Exactly one `Authorization: Bearer` header.
@@ -152,6 +205,7 @@ fn check_signature(text: &str, facts: &Facts) -> Option<Token> {
         },
         expires: claims.exp,
         certificate_sha256: claims.cnf.certificate_sha256,
+        csrf_digest: claims.csrf,
     })
 }
 

@@ -6,6 +6,8 @@
 //!  DELETE  ─► session ended ─► fact SessionEnded ─► gateways refuse its tokens
 //! ```
 //!
+//! A program gets its tokens in the answer, a page in cookies ([`cookies`]).
+//!
 //! Invariants: an attempt is counted before the password is looked at, so that parallel guesses
 //! gain nothing; unknown ids answer, cost and lock like known ones; of a refresh token only the
 //! SHA-256 is stored, and one that comes back after its use ends its session; whatever a member of
@@ -16,7 +18,7 @@ use audit_log::Object;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -36,9 +38,11 @@ use crate::store::{WriteTx, int, parsed, seconds};
 use crate::work::{Deed, Work};
 use crate::{Hub, clock};
 
+mod cookies;
 pub(crate) mod password;
 pub(crate) mod token;
 
+use cookies::{Form, Pair};
 use token::{Claims, Confirmation};
 
 /// The body of `POST /v1/session`.
@@ -47,6 +51,8 @@ use token::{Claims, Confirmation};
 pub(crate) struct Login {
     staff_id: String,
     password: Secret,
+    #[serde(default)]
+    form: Form,
 }
 
 struct Member {
@@ -79,10 +85,10 @@ pub(crate) async fn log_in(
     let recorded = if known { &*staff_id } else { "unknown" };
     let mut work = Work::permitted(&hub, &permit, format!("staff {recorded}")).await?;
     let result = match checked {
-        Ok(member) => begin_session(&hub, &mut work, permit.claims(), office, &member).await,
+        Ok(member) => begin_session(&hub, &mut work, &permit, &member, login.form).await,
         Err(refusal) => Err(refusal),
     };
-    Ok(no_store(work.finish(result).await?))
+    Ok(work.finish(result).await?.into_response())
 }
 
 async fn is_known(hub: &Hub, office: OfficeNumber, staff_id: &str) -> Result<bool, Refusal> {
@@ -173,11 +179,11 @@ async fn check(
 async fn begin_session(
     hub: &Hub,
     work: &mut Work,
-    claims: &PermitClaims,
-    office: OfficeNumber,
+    permit: &Permitted,
     member: &Member,
-) -> Result<Value, Refusal> {
-    let now = clock::now_s();
+    form: Form,
+) -> Result<Pair, Refusal> {
+    let (now, office, claims) = (clock::now_s(), permit.office()?, permit.claims());
     sqlx::query("DELETE FROM login_attempts WHERE office = $1 AND staff_id = $2")
         .bind(office.as_str())
         .bind(&member.id)
@@ -201,18 +207,18 @@ async fn begin_session(
     .execute(work.conn())
     .await?;
     work.effect("session begun");
-    tokens(hub, work, claims, &session, member, now).await
+    tokens(hub, work, (claims, form), &session, member, now).await
 }
 
 /// A new pair of tokens for the session.
 async fn tokens(
     hub: &Hub,
     work: &mut Work,
-    claims: &PermitClaims,
+    (claims, form): (&PermitClaims, Form),
     session: &Session,
     member: &Member,
     now: u64,
-) -> Result<Value, Refusal> {
+) -> Result<Pair, Refusal> {
     let refresh_token = Zeroizing::new(random_text::<32>()?);
     sqlx::query("INSERT INTO refresh_tokens (hash, session) VALUES ($1, $2)")
         .bind(token_hash(&refresh_token))
@@ -231,24 +237,25 @@ async fn tokens(
         exp: now + lifetime_s,
         jti: random_text::<16>()?,
         cnf: Confirmation { certificate_sha256: claims.certificate_sha256.clone() },
+        csrf: form.csrf_digest(&refresh_token),
     };
     let access_token =
         hub.token_key.sign(&access).map_err(|error| Refusal::Internal(Box::new(error)))?;
-    Ok(json!({
-        "access_token": access_token,
-        "token_type": "Bearer",
-        "expires_in": lifetime_s,
-        "refresh_token": &*refresh_token,
-        "refresh_expires_in": session.refresh_until.saturating_sub(now),
-        "staff": { "id": member.id, "name": member.name, "job": member.job },
-    }))
+    Ok(Pair {
+        form,
+        access_token: Zeroizing::new(access_token),
+        refresh_token,
+        expires_in: lifetime_s,
+        refresh_expires_in: session.refresh_until.saturating_sub(now),
+        staff: json!({ "id": member.id, "name": member.name, "job": member.job }),
+    })
 }
 
 /// The body of `POST /v1/session/refresh`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Refresh {
-    refresh_token: Secret,
+    refresh_token: Option<Secret>,
 }
 
 /// A session that has not ended, with the member of staff and one of its refresh tokens.
@@ -265,7 +272,7 @@ struct LiveSession {
 
 /// How a refresh ends: new tokens, or a refusal that ended the session.
 enum Refreshed {
-    Tokens(Value),
+    Tokens(Pair),
     Reused,
 }
 
@@ -273,12 +280,16 @@ enum Refreshed {
 pub(crate) async fn refresh(
     State(hub): State<Hub>,
     permit: Permitted,
+    headers: HeaderMap,
     JsonBody(refresh): JsonBody<Refresh>,
 ) -> Result<Response, Refusal> {
     let mut work = Work::permitted(&hub, &permit, "").await?;
-    let result = rotate(&hub, &mut work, &permit, &refresh.refresh_token.0).await;
+    let result = match cookies::presented(refresh.refresh_token, &headers) {
+        Ok((form, token)) => rotate(&hub, &mut work, &permit, (form, &token)).await,
+        Err(refusal) => Err(refusal),
+    };
     match work.finish(result).await? {
-        Refreshed::Tokens(tokens) => Ok(no_store(tokens)),
+        Refreshed::Tokens(tokens) => Ok(tokens.into_response()),
         Refreshed::Reused => Err(refresh_failed()),
     }
 }
@@ -287,7 +298,7 @@ async fn rotate(
     hub: &Hub,
     work: &mut Work,
     permit: &Permitted,
-    refresh_token: &str,
+    (form, refresh_token): (Form, &str),
 ) -> Result<Refreshed, Refusal> {
     let (now, office, hash) = (clock::now_s(), permit.office()?, token_hash(refresh_token));
     let live: Option<LiveSession> = sqlx::query_as(
@@ -318,7 +329,7 @@ async fn rotate(
     let refresh_until = seconds(live.refresh_until);
     let session = Session { id: live.id, office, refresh_until };
     work.effect("session refreshed");
-    let tokens = tokens(hub, work, permit.claims(), &session, &member, now).await?;
+    let tokens = tokens(hub, work, (permit.claims(), form), &session, &member, now).await?;
     Ok(Refreshed::Tokens(tokens))
 }
 
@@ -333,7 +344,7 @@ pub(crate) async fn log_out(
         None => Err(Reason::StaffTokenMissing.into()),
     };
     work.finish(result).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok((StatusCode::NO_CONTENT, cookies::cleared()).into_response())
 }
 
 /// Refuses unless the session of `staff` is live, on this certificate, and the member not locked.
@@ -568,10 +579,6 @@ fn random_text<const BYTES: usize>() -> Result<String, Refusal> {
     rand::fill(&mut *bytes)
         .map_err(|_| Refusal::Internal("the system gives no randomness".into()))?;
     Ok(URL_SAFE_NO_PAD.encode(*bytes))
-}
-
-fn no_store(answer: Value) -> Response {
-    ([(header::CACHE_CONTROL, "no-store")], axum::Json(answer)).into_response()
 }
 
 fn login_failed() -> Refusal {

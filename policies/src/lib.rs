@@ -19,6 +19,7 @@
 //! - this crate holds the only parser of identities and SAN URIs in the workspace.
 
 pub mod identity;
+pub mod browser_session;
 pub mod document;
 pub mod operations;
 pub mod matrix;

@@ -34,6 +34,8 @@ named! {
         StaffTokenExpired = "staff_token_expired",
         /// The staff token belongs to another terminal's certificate.
         TokenNotBound = "token_not_bound",
+        /// A browser's request that changes something, without the token of its own page.
+        CsrfTokenInvalid = "csrf_token_invalid",
         /// The staff session was ended.
         StaffSessionEnded = "staff_session_ended",
         /// Too many requests.
@@ -138,6 +140,7 @@ impl Reason {
             | Self::OutOfHours
             | Self::AddressNotAllowed
             | Self::Paused
+            | Self::CsrfTokenInvalid
             | Self::NotInPilot
             | Self::NotShared
             | Self::WrongJob
@@ -191,6 +194,9 @@ impl Reason {
             }
             Self::TokenNotBound => {
                 "このログインは別の端末で行われたものです。この端末でログインしてください。"
+            }
+            Self::CsrfTokenInvalid => {
+                "画面の有効性を確認できません。画面を開き直してから、もう一度操作してください。"
             }
             Self::StaffSessionEnded => {
                 "このログインは終了しています。もう一度ログインしてください。"
@@ -261,6 +267,9 @@ impl Reason {
             Self::StaffTokenInvalid => "the staff token is not valid; log in again",
             Self::StaffTokenExpired => "the staff token has run out; log in again",
             Self::TokenNotBound => "the staff token belongs to another terminal",
+            Self::CsrfTokenInvalid => {
+                "the request does not bring the CSRF token of its session; open the page anew"
+            }
             Self::StaffSessionEnded => "the staff session has ended; log in again",
             Self::RateLimited => "too many requests; try again later",
             Self::BulkCeiling => {
@@ -323,6 +332,7 @@ impl Reason {
             | Self::StaffTokenInvalid
             | Self::StaffTokenExpired
             | Self::TokenNotBound
+            | Self::CsrfTokenInvalid
             | Self::StaffSessionEnded
             | Self::RateLimited
             | Self::WrongJob
@@ -355,6 +365,7 @@ impl Reason {
                 | Self::StaffTokenInvalid
                 | Self::StaffTokenExpired
                 | Self::TokenNotBound
+                | Self::CsrfTokenInvalid
                 | Self::StaffSessionEnded
                 | Self::BulkCeiling
                 | Self::OutOfHours

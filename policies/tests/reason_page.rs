@@ -50,10 +50,11 @@ fn the_page_is_as_generated() {
 /// registration's or a consent's own last second, which have reasons of their own, nor names a
 /// state in which a document may not be read or written; the codes keep their place and words for
 /// the API's annex 4, which does.
-const ELSEWHERE: [(Reason, Option<&str>); 9] = [
+const ELSEWHERE: [(Reason, Option<&str>); 10] = [
     (Reason::NoSuchOperation, Some("hub/src/tests/permits.rs")),
     (Reason::StaffTokenExpired, Some("gateway/tests/gateway/main.rs")),
     (Reason::TokenNotBound, Some("gateway/tests/gateway/main.rs")),
+    (Reason::CsrfTokenInvalid, Some("gateway/tests/gateway/browser_session.rs")),
     (Reason::RateLimited, Some("gateway/tests/gateway/records.rs")),
     (Reason::AuditUnavailable, Some("gateway/tests/gateway/records.rs")),
     (Reason::UpstreamUnavailable, Some("hub/src/tests/permits.rs")),

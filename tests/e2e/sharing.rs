@@ -1,9 +1,10 @@
 //! Who sees a document: the story of one 認定調査票, told over curl.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use e2e::System;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::scenes::{consent, document, readable_survey, survey_becomes, survey_stored, withdraw};
 
@@ -152,4 +153,39 @@ fn the_person_sees_who_looked() {
         access["party"] == party.as_str() && access["document_kind"] == "certification-survey"
     });
     assert!(seen, "{}", history.json);
+}
+
+/// A browser's side: what it was given stays in a jar, and goes with every request.
+#[test]
+fn a_browser_keeps_its_session_in_cookies() {
+    let system = System::shared();
+    let name = &system.care_management().name;
+    let account = fs::read_to_string(system.path(&format!("demo/{name}/staff.json"))).unwrap();
+    let account: Value = serde_json::from_str(&account).unwrap();
+    let jar = tempfile::NamedTempFile::new().unwrap();
+    let jar = jar.path().to_str().unwrap();
+    let curl = || system.curl(name).arg("--cookie").arg(jar).arg("--cookie-jar").arg(jar);
+    let csrf = |reply: &Value| format!("sekisho-csrf: {}", reply["csrf_token"].as_str().unwrap());
+
+    let login =
+        json!({"staff_id": account["id"], "password": account["password"], "form": "cookie"});
+    let first = curl().post("/v1/session", &login).send().expect(200, "").json;
+    assert!(first["access_token"].is_null() && first["refresh_token"].is_null(), "{first}");
+    curl().get("/v1/registrations").send().expect(200, "");
+    let again = || curl().post("/v1/session/refresh", &json!({}));
+    again().send().expect(403, "csrf_token_invalid");
+    let second = again().header(&csrf(&first)).send().expect(200, "").json;
+    assert_ne!(first["csrf_token"], second["csrf_token"]);
+    curl().get("/v1/registrations").send().expect(200, "");
+
+    let end = || curl().method("DELETE", "/v1/session");
+    end().send().expect(403, "csrf_token_invalid");
+    end().header(&csrf(&first)).send().expect(403, "csrf_token_invalid");
+    let ended = end().header(&csrf(&second)).send().expect(204, "");
+    let cleared = ended.headers.iter().filter(|(name, value)| {
+        name == "set-cookie" && value.starts_with("__Host-sekisho-") && value.contains("Max-Age=0;")
+    });
+    assert_eq!(cleared.count(), 3, "{:?}", ended.headers);
+    // A jar that becomes empty is not written by curl, so the token is still sent: it has ended.
+    curl().get("/v1/registrations").send().expect(401, "staff_session_ended");
 }

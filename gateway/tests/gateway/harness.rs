@@ -499,12 +499,26 @@ impl World {
 
     /// A staff token for `party`'s certificate, as the hub would mint it.
     pub fn token(&self, party: &Party, session: &str, expires: u64) -> String {
+        self.token_with(party, session, expires, None)
+    }
+
+    /// The same, made for a browser that has the CSRF token of this digest.
+    pub fn token_with(
+        &self,
+        party: &Party,
+        session: &str,
+        expires: u64,
+        csrf: Option<&str>,
+    ) -> String {
         let header = serde_json::json!({ "alg": "ES256", "typ": "JWT", "kid": "k1" });
-        let claims = serde_json::json!({
+        let mut claims = serde_json::json!({
             "iss": "sekisho-hub", "sub": "staff-1", "office": OFFICE, "job": "care-manager",
             "sid": session, "iat": now(), "exp": expires, "jti": "j",
             "cnf": { "x5t#S256": party.sha256 },
         });
+        if let Some(csrf) = csrf {
+            claims["csrf"] = csrf.into();
+        }
         let body = format!(
             "{}.{}",
             URL_SAFE_NO_PAD.encode(header.to_string()),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod admission;
+mod browser_session;
 mod closed_network;
 mod cut;
 mod failed_handshakes;

@@ -190,6 +190,7 @@ const fn cause(reason: Reason) -> &'static str {
         Reason::StaffTokenInvalid => "職員のログインを確認できなかった",
         Reason::StaffTokenExpired => "職員のログインの有効時間が過ぎていた",
         Reason::TokenNotBound => "職員のログインが別の端末のものだった",
+        Reason::CsrfTokenInvalid => "開いたままの画面からの操作と確認できなかった",
         Reason::StaffSessionEnded => "職員のログインが終了していた",
         Reason::RateLimited => "要求の回数が多すぎた",
         Reason::BulkCeiling => "1時間に閲覧できる件数を超えていた",

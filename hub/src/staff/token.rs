@@ -40,6 +40,9 @@ pub(crate) struct Claims {
     pub(crate) exp: u64,
     pub(crate) jti: String,
     pub(crate) cnf: Confirmation,
+    /// Of the CSRF token, in a token that was made for a browser's cookie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) csrf: Option<String>,
 }
 
 /// The certificate that the token belongs to (RFC 8705 §3.1).

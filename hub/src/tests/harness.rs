@@ -157,7 +157,8 @@ impl TestHub {
             facts_hub_seq: 1,
             expires_ms: clock::now_ms() + LIFETIME_MS,
         };
-        Call { hub: self, claims, body: Vec::new(), content_type: "application/json" }
+        let (body, headers) = (Vec::new(), String::new());
+        Call { hub: self, claims, body, content_type: "application/json", headers }
     }
 
     /// Stores a document as `principal`.
@@ -247,6 +248,7 @@ pub(crate) struct Call<'a> {
     pub(crate) claims: PermitClaims,
     body: Vec<u8>,
     content_type: &'a str,
+    headers: String,
 }
 
 impl<'a> Call<'a> {
@@ -286,7 +288,14 @@ impl<'a> Call<'a> {
 
     pub(crate) async fn send(self) -> Answer {
         let permit = self.hub.key.seal(&self.claims).unwrap();
-        self.send_with(&format!("{HEADER}: {permit}\r\n")).await
+        let headers = format!("{HEADER}: {permit}\r\n{}", self.headers);
+        self.send_with(&headers).await
+    }
+
+    /// One more header of the request.
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers += &format!("{name}: {value}\r\n");
+        self
     }
 
     /// Sends the head and a body that is `missing` bytes shorter than the head says.
@@ -312,7 +321,9 @@ impl<'a> Call<'a> {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// In lower case.
     pub(crate) head: String,
+    pub(crate) head_as_sent: String,
     pub(crate) text: String,
     pub(crate) json: Value,
 }
@@ -347,5 +358,11 @@ async fn exchange(socket: &Path, head: &str, body: &[u8]) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let json = serde_json::from_str(body).unwrap_or(Value::Null);
-    Answer { status, head: head.to_lowercase(), text: body.to_owned(), json }
+    Answer {
+        status,
+        head: head.to_lowercase(),
+        head_as_sent: head.to_owned(),
+        text: body.to_owned(),
+        json,
+    }
 }

@@ -224,3 +224,55 @@ async fn a_failed_login_leaves_nothing_that_was_typed_in_the_audit_log() {
     assert!(!events.concat().contains("hunter2"), "{events:?}");
     assert!(events[1].contains("staff unknown") && events[3].contains("staff sato"), "{events:?}");
 }
+
+/// The cookies that an answer sets: name, value, attributes.
+fn cookies(head: &str) -> Vec<(String, String, String)> {
+    let lines = head.lines().filter_map(|line| line.split_once(": "));
+    let set = lines.filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+    set.map(|(_, cookie)| {
+        let (pair, attributes) = cookie.trim().split_once("; ").unwrap();
+        let (name, value) = pair.split_once('=').unwrap();
+        (name.to_owned(), value.to_owned(), attributes.to_owned())
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn a_page_gets_its_tokens_in_cookies_and_refreshes_with_its_csrf_token() {
+    let hub = TestHub::start().await;
+    add(&hub, "correct horse").await.expect(201);
+    let login = json!({"staff_id":"sato","password":"correct horse","form":"cookie"});
+    let answer = hub.call(CARE, "POST", "/v1/session").json(login).send().await;
+    let cookies_set = cookies(&answer.head_as_sent);
+    let body = answer.expect(200);
+    assert_eq!((&body["access_token"], &body["refresh_token"]), (&Value::Null, &Value::Null));
+    let [staff, refresh_cookie, csrf] = &cookies_set[..] else { panic!("{cookies_set:?}") };
+    let hidden = "Path=/; Secure; SameSite=Strict; HttpOnly";
+    assert_eq!(staff.0, "__Host-sekisho-staff");
+    assert_eq!(staff.2, format!("Max-Age=3600; {hidden}"));
+    assert_eq!(refresh_cookie.0, "__Host-sekisho-refresh");
+    assert_eq!(refresh_cookie.2, format!("Max-Age=28800; {hidden}"));
+    assert_eq!(csrf.0, "__Host-sekisho-csrf");
+    assert_eq!(csrf.2, "Max-Age=28800; Path=/; Secure; SameSite=Strict");
+    assert_eq!(body["csrf_token"], csrf.1.as_str());
+    let claimed = claims(&hub, &staff.1.as_str().into()).await.csrf.unwrap();
+    assert_eq!(claimed, policies::browser_session::csrf_digest(&csrf.1));
+
+    let again = |headers: Vec<(&'static str, String)>, body: Value| {
+        let call = hub.call(CARE, "POST", "/v1/session/refresh");
+        headers.into_iter().fold(call, |call, (name, value)| call.header(name, &value)).json(body)
+    };
+    let (token, csrf) = (refresh_cookie.1.clone(), csrf.1.clone());
+    for wrong in ["", "x", &policies::browser_session::csrf_token("another")] {
+        let headers =
+            vec![("sekisho-refresh-token", token.clone()), ("sekisho-csrf", wrong.into())];
+        assert_eq!(again(headers, json!({})).send().await.refused(403), "csrf_token_invalid");
+    }
+    let both = vec![("sekisho-refresh-token", token.clone()), ("sekisho-csrf", csrf.clone())];
+    let doubled = again(both.clone(), json!({"refresh_token": token})).send().await;
+    assert_eq!(doubled.refused(422), "body_invalid");
+    assert_eq!(again(vec![], json!({})).send().await.refused(422), "body_invalid");
+    let renewed = again(both, json!({})).send().await;
+    assert_eq!(cookies(&renewed.head_as_sent).len(), 3);
+    assert_ne!(renewed.expect(200)["csrf_token"], csrf.as_str());
+}
