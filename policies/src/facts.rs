@@ -28,6 +28,7 @@ use crate::identity::{Identity, InsuredKey, InsurerNumber, OfficeNumber, Serial}
 mod consents;
 mod copy;
 mod huge;
+mod layers;
 mod packed;
 mod pair_key;
 mod registrations;
@@ -509,8 +510,8 @@ impl Merge {
     /// Makes the new bases.
     pub fn run(self) -> Merged {
         Merged {
-            registrations: self.registrations.map(registrations::Merge::run),
-            consents: self.consents.map(consents::Merge::run),
+            registrations: self.registrations.map(registrations::run),
+            consents: self.consents.map(consents::run),
         }
     }
 }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use crate::document::DocumentSet;
 
 use super::Consent;
+use super::layers::{self, Layers};
 use super::packed::{Packed, Packer};
 use super::registrations::{EPOCH, RARE, TIMES_BYTES, Terms, seconds, times, times_of};
 use super::shared_map::SharedMap;
@@ -32,32 +33,36 @@ mod copy;
 /// Consents by the number of their person (see [`super::pair_key`]).
 #[derive(Debug, Clone, Default)]
 pub(super) struct Consents {
-    base: Arc<Base>,
-    merging: SharedMap<u64, Arc<[Consent]>>,
-    changes: SharedMap<u64, Arc<[Consent]>>,
+    layers: Layers<Base, Arc<[Consent]>>,
     /// Whose the consents are that were changed, by id.
     owners: SharedMap<u64, u64>,
 }
+
+/// A merge of changes into a new base.
+pub(super) type Merge = layers::Merge<Base, Arc<[Consent]>>;
+/// A base that is ready to be taken.
+pub(super) type Merged = layers::Merged<Base>;
 
 impl Consents {
     /// The person's consents, oldest id first.
     #[inline]
     pub(super) fn of(&self, person: u64) -> impl Iterator<Item = Consent> {
-        let changed = self.changes.get(&person).or_else(|| self.merging.get(&person));
-        let base = changed.is_none().then(|| self.base.of(person));
+        let changed = self.layers.changed(person);
+        let base = changed.is_none().then(|| self.layers.base().of(person));
         changed.into_iter().flat_map(|own| own.iter().copied()).chain(base.into_iter().flatten())
     }
 
     /// Replaces the consent with the same id.
     pub(super) fn insert(&mut self, person: u64, consent: Consent) {
-        let owner = self.owners.get(&consent.id).copied().or_else(|| self.base.owner(consent.id));
+        let owner = self.owners.get(&consent.id).copied();
+        let owner = owner.or_else(|| self.layers.base().owner(consent.id));
         if let Some(owner) = owner.filter(|owner| *owner != person) {
             let others = self.of(owner).filter(|other| other.id != consent.id).collect();
-            self.changes.insert(owner, others);
+            self.layers.change(owner, others);
         }
         let mut own: Vec<_> = self.of(person).filter(|other| other.id != consent.id).collect();
         own.insert(own.partition_point(|other| other.id < consent.id), consent);
-        self.changes.insert(person, own.into());
+        self.layers.change(person, own.into());
         if owner != Some(person) {
             self.owners.insert(consent.id, person);
         }
@@ -65,39 +70,33 @@ impl Consents {
 
     /// How many persons' consents changed since the base was made.
     pub(super) fn changed(&self) -> usize {
-        self.changes.len()
+        self.layers.changes().len()
     }
 
     /// Bytes of the base, and how many consents it holds.
     pub(super) fn base_size(&self) -> (usize, usize) {
-        (self.base.bytes(), self.base.packed.count)
+        let base = self.layers.base();
+        (base.bytes(), base.packed.count)
     }
 
     /// Whether a merge is under way.
     pub(super) fn is_merging(&self) -> bool {
-        self.merging.len() > 0
+        self.layers.is_merging()
     }
 
     /// What a merge needs, if anything changed and no merge is under way.
     pub(super) fn begin_merge(&mut self) -> Option<Merge> {
-        if self.changes.len() == 0 || self.is_merging() {
-            return None;
-        }
-        self.merging = std::mem::take(&mut self.changes);
-        Some(Merge { base: Arc::clone(&self.base), changes: self.merging.clone() })
+        self.layers.begin_merge()
     }
 
-    /// Takes the merged base; changes made meanwhile stay above it. A base that was merged from
-    /// consents replaced since is dropped.
+    /// Takes the merged base.
     pub(super) fn end_merge(&mut self, merged: Merged) {
-        if !Arc::ptr_eq(&self.base, &merged.from) || self.merging.len() == 0 {
+        if !self.layers.end_merge(merged) {
             return;
         }
-        self.base = merged.base;
-        self.merging = SharedMap::default();
         self.owners = SharedMap::default();
-        let Self { changes, owners, .. } = self;
-        changes.for_each(|person, own| {
+        let Self { layers, owners } = self;
+        layers.changes().for_each(|person, own| {
             for consent in &**own {
                 owners.insert(consent.id, *person);
             }
@@ -105,34 +104,20 @@ impl Consents {
     }
 }
 
-/// A merge of changes into a new base.
-#[derive(Debug)]
-pub(super) struct Merge {
-    base: Arc<Base>,
-    changes: SharedMap<u64, Arc<[Consent]>>,
-}
-
-/// A base that is ready to be taken.
-#[derive(Debug)]
-pub(super) struct Merged {
-    from: Arc<Base>,
-    base: Arc<Base>,
-}
-
-impl Merge {
-    /// Makes the new base.
-    pub(super) fn run(self) -> Merged {
+/// Makes the new base of a merge.
+pub(super) fn run(merge: Merge) -> Merged {
+    merge.run(|base, changed| {
         let mut gathered = Gathered::default();
-        for (row, person) in self.base.packed.keys().enumerate() {
-            if self.changes.get(&person).is_none() {
-                gathered.push(person, self.base.read(row));
+        for (row, person) in base.packed.keys().enumerate() {
+            if changed.get(&person).is_none() {
+                gathered.push(person, base.read(row));
             }
         }
-        self.changes.for_each(|person, own| {
+        changed.for_each(|person, own| {
             own.iter().for_each(|consent| gathered.push(*person, *consent));
         });
-        Merged { from: self.base, base: Arc::new(gathered.into_base()) }
-    }
+        gathered.into_base()
+    })
 }
 
 /// Gathers the consents of a snapshot, in any order.
@@ -168,7 +153,7 @@ impl Gathered {
 
     /// The consents with these as their base.
     pub(super) fn finish(self) -> Consents {
-        Consents { base: Arc::new(self.into_base()), ..Consents::default() }
+        Consents { layers: Layers::new(self.into_base()), ..Consents::default() }
     }
 
     fn into_base(self) -> Base {
@@ -195,7 +180,7 @@ impl Gathered {
 
 /// See the module's words.
 #[derive(Debug, Default)]
-struct Base {
+pub(super) struct Base {
     packed: Packed<VALUE_BYTES>,
     by_id: Vec<u32>,
     terms: Vec<u64>,
@@ -369,7 +354,7 @@ mod tests {
                     Step::BeginMerge => merges.extend(own.begin_merge()),
                     Step::EndMerge => {
                         if let Some(merge) = merges.pop() {
-                            own.end_merge(merge.run());
+                            own.end_merge(run(merge));
                         }
                     }
                     Step::Replace(entries) => {

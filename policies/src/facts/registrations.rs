@@ -16,11 +16,10 @@
 //! INVARIANT: a key is in the base once; keys are compared whole.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use super::Registration;
+use super::layers::{self, Layers};
 use super::packed::{Packed, Packer};
-use super::shared_map::SharedMap;
 use super::table::Indexed;
 
 mod copy;
@@ -28,85 +27,66 @@ mod copy;
 /// Registrations by the number of their pair.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Registrations {
-    base: Arc<Base>,
-    merging: SharedMap<u64, Registration>,
-    changes: SharedMap<u64, Registration>,
+    layers: Layers<Base, Registration>,
 }
+
+/// A merge of changes into a new base.
+pub(super) type Merge = layers::Merge<Base, Registration>;
+/// A base that is ready to be taken.
+pub(super) type Merged = layers::Merged<Base>;
 
 impl Registrations {
     /// The registration of the pair with this number.
     pub(super) fn get(&self, key: u64) -> Option<Registration> {
-        let changed = self.changes.get(&key).or_else(|| self.merging.get(&key));
-        changed.copied().or_else(|| self.base.get(key))
+        self.layers.changed(key).copied().or_else(|| self.layers.base().get(key))
     }
 
     /// Sets one registration.
     pub(super) fn insert(&mut self, key: u64, registration: Registration) {
-        self.changes.insert(key, registration);
+        self.layers.change(key, registration);
     }
 
     /// Bytes of the base, and how many registrations it holds.
     pub(super) fn base_size(&self) -> (usize, usize) {
-        (self.base.bytes(), self.base.packed.count)
+        let base = self.layers.base();
+        (base.bytes(), base.packed.count)
     }
 
     /// How many changed since the base was made.
     pub(super) fn changed(&self) -> usize {
-        self.changes.len()
+        self.layers.changes().len()
     }
 
     /// Whether a merge is under way.
     pub(super) fn is_merging(&self) -> bool {
-        self.merging.len() > 0
+        self.layers.is_merging()
     }
 
     /// What a merge needs, if anything changed and no merge is under way.
     pub(super) fn begin_merge(&mut self) -> Option<Merge> {
-        if self.changes.len() == 0 || self.is_merging() {
-            return None;
-        }
-        self.merging = std::mem::take(&mut self.changes);
-        Some(Merge { base: Arc::clone(&self.base), changes: self.merging.clone() })
+        self.layers.begin_merge()
     }
 
-    /// Takes the merged base; changes made meanwhile stay above it. A base that was merged from
-    /// registrations replaced since is dropped.
+    /// Takes the merged base.
     pub(super) fn end_merge(&mut self, merged: Merged) {
-        if Arc::ptr_eq(&self.base, &merged.from) && self.merging.len() > 0 {
-            self.base = merged.base;
-            self.merging = SharedMap::default();
-        }
+        self.layers.end_merge(merged);
     }
 }
 
-/// A merge of changes into a new base: takes its time, and nobody waits for it.
-#[derive(Debug)]
-pub(super) struct Merge {
-    base: Arc<Base>,
-    changes: SharedMap<u64, Registration>,
-}
-
-/// A base that is ready to be taken.
-#[derive(Debug)]
-pub(super) struct Merged {
-    from: Arc<Base>,
-    base: Arc<Base>,
-}
-
-impl Merge {
-    /// Makes the new base.
-    pub(super) fn run(self) -> Merged {
-        let mut changes = Vec::with_capacity(self.changes.len());
-        self.changes.for_each(|key, registration| changes.push((*key, *registration)));
+/// Makes the new base of a merge.
+pub(super) fn run(merge: Merge) -> Merged {
+    merge.run(|base, changed| {
+        let mut changes = Vec::with_capacity(changed.len());
+        changed.for_each(|key, registration| changes.push((*key, *registration)));
         changes.sort_unstable_by_key(|(key, _)| *key);
         let mut terms = Terms::default();
-        let all = self.base.iter().chain(changes.iter().copied());
+        let all = base.iter().chain(changes.iter().copied());
         all.for_each(|(_, registration)| {
             terms.count(registration.until);
         });
-        let mut builder = Builder::new(self.base.packed.count + changes.len(), terms);
+        let mut builder = Builder::new(base.packed.count + changes.len(), terms);
         let mut changes = changes.into_iter().peekable();
-        for (key, registration) in self.base.iter() {
+        for (key, registration) in base.iter() {
             while let Some((key, registration)) = changes.next_if(|(changed, _)| *changed < key) {
                 builder.push(key, registration);
             }
@@ -115,8 +95,8 @@ impl Merge {
             builder.push(key, registration);
         }
         changes.for_each(|(key, registration)| builder.push(key, registration));
-        Merged { from: self.base, base: Arc::new(builder.finish()) }
-    }
+        builder.finish()
+    })
 }
 
 /// Gathers the registrations of a snapshot, in any order.
@@ -181,7 +161,7 @@ impl Gathered {
                 }
             }
         }
-        Registrations { base: Arc::new(builder.finish()), ..Registrations::default() }
+        Registrations { layers: Layers::new(builder.finish()) }
     }
 }
 
@@ -239,7 +219,7 @@ impl Terms {
 
 /// See the module's words.
 #[derive(Debug, Default)]
-struct Base {
+pub(super) struct Base {
     packed: Packed<TIMES_BYTES>,
     terms: Vec<u64>,
     rare: Vec<(u64, Rare)>,
@@ -455,7 +435,7 @@ mod tests {
                     Step::BeginMerge => merges.extend(own.begin_merge()),
                     Step::EndMerge => {
                         if let Some(merge) = merges.pop() {
-                            own.end_merge(merge.run());
+                            own.end_merge(run(merge));
                         }
                     }
                     Step::Replace(entries) => {
@@ -506,7 +486,7 @@ mod tests {
         let mut own = gathered.finish();
         (4_000..6_000).for_each(|at| own.insert(mix(at), registration(at + 1)));
         let merge = own.begin_merge().unwrap();
-        own.end_merge(merge.run());
+        own.end_merge(run(merge));
         assert_eq!(own.base_size().1, 6_000);
         for at in 0..6_000 {
             let expected = registration(if at < 4_000 { at } else { at + 1 });
@@ -524,7 +504,7 @@ mod tests {
         let mut gathered = Gathered::default();
         gathered.push(2, since(2));
         own = gathered.finish();
-        own.end_merge(merge.run());
+        own.end_merge(run(merge));
         assert_eq!((own.get(1), own.get(2)), (None, Some(since(2))));
     }
 }

@@ -1,11 +1,11 @@
 //! Consents to bytes and back: the base's arrays as they lie in memory, then the changes.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 
 use crate::document::DocumentSet;
 use crate::facts::Consent;
 use crate::facts::copy::{CopyError, Input, Output};
+use crate::facts::layers::Layers;
 use crate::facts::packed::Packed;
 use crate::facts::pair_key::Ordinals;
 
@@ -14,17 +14,12 @@ use super::{Base, Consents, ID_BYTES, RARE, parts};
 impl Consents {
     /// Writes all of them.
     pub(in crate::facts) fn write_to<W: Write>(&self, out: &mut Output<'_, W>) -> io::Result<()> {
-        self.base.write_to(out)?;
-        // The later ones last, so that they are the ones that stay.
-        out.count(self.merging.len() + self.changes.len())?;
-        for layer in [&self.merging, &self.changes] {
-            layer.try_for_each(|person, own| {
-                out.u64(*person)?;
-                out.count(own.len())?;
-                own.iter().try_for_each(|consent| write_consent(out, consent))
-            })?;
-        }
-        Ok(())
+        self.layers.base().write_to(out)?;
+        self.layers.write_changes(out, |out, person, own| {
+            out.u64(person)?;
+            out.count(own.len())?;
+            own.iter().try_for_each(|consent| write_consent(out, consent))
+        })
     }
 
     /// Reads what was written; every person's insurer must be one of `ordinals`.
@@ -33,9 +28,9 @@ impl Consents {
         ordinals: &Ordinals,
     ) -> Result<Self, CopyError> {
         input.part("consents");
-        let base = Arc::new(Base::read_from(input, ordinals)?);
+        let base = Base::read_from(input, ordinals)?;
         input.part("changed consents");
-        let mut own = Self { base, ..Self::default() };
+        let mut own = Self { layers: Layers::new(base), ..Self::default() };
         for _ in 0..input.u64()? {
             let person = input.u64()?;
             if !ordinals.holds_person(person) {
@@ -50,7 +45,7 @@ impl Consents {
             if !consents.is_sorted_by(|one, next| one.id < next.id) {
                 return Err(input.damaged("consents that are not in the order of their ids"));
             }
-            own.changes.insert(person, consents.into());
+            own.layers.change(person, consents.into());
         }
         Ok(own)
     }

@@ -4,9 +4,9 @@
 //! names an office and an insurer that the copy names.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 
 use crate::facts::copy::{CopyError, Input, Output};
+use crate::facts::layers::Layers;
 use crate::facts::packed::Packed;
 use crate::facts::pair_key::Ordinals;
 
@@ -15,18 +15,13 @@ use super::{Base, RARE, Rare, Registration, Registrations, times_of};
 impl Registrations {
     /// Writes all of them.
     pub(in crate::facts) fn write_to<W: Write>(&self, out: &mut Output<'_, W>) -> io::Result<()> {
-        self.base.write_to(out)?;
-        // The later ones last, so that they are the ones that stay.
-        out.count(self.merging.len() + self.changes.len())?;
-        for layer in [&self.merging, &self.changes] {
-            layer.try_for_each(|key, Registration { from, until, ended }| {
-                out.u64(*key)?;
-                out.u64(*from)?;
-                out.option(*until)?;
-                out.option(*ended)
-            })?;
-        }
-        Ok(())
+        self.layers.base().write_to(out)?;
+        self.layers.write_changes(out, |out, key, Registration { from, until, ended }| {
+            out.u64(key)?;
+            out.u64(*from)?;
+            out.option(*until)?;
+            out.option(*ended)
+        })
     }
 
     /// Reads what was written; every pair must be one of `ordinals`.
@@ -35,9 +30,9 @@ impl Registrations {
         ordinals: &Ordinals,
     ) -> Result<Self, CopyError> {
         input.part("registrations");
-        let base = Arc::new(Base::read_from(input, ordinals)?);
+        let base = Base::read_from(input, ordinals)?;
         input.part("changed registrations");
-        let mut own = Self { base, ..Self::default() };
+        let mut own = Self { layers: Layers::new(base) };
         for _ in 0..input.u64()? {
             let key = input.u64()?;
             if !ordinals.holds_pair(key) {
